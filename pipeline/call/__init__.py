@@ -1,0 +1,35 @@
+"""A post-call event becomes a call: parsing, merging, enrichment.
+
+1. `read_event` turns a request body into an `Event`, or says in one line why it can't.
+2. `merge` folds all events of one call into one payload; the order in which they came does not matter.
+3. `describe` reads that payload into a `Call`: what happened, who spoke, what comes next.
+
+Pure throughout: no I/O, no clock. Whatever JSON Futwork sends, the only exception is `UnreadableEvent`.
+"""
+
+from pipeline.call.describe import Call, describe
+from pipeline.call.disposition import normalise_disposition
+from pipeline.call.event import Event, UnreadableEvent, read_event, reference
+from pipeline.call.merge import merge
+from pipeline.call.outcome import decide_outcome
+from pipeline.call.status import CALL_STATUSES, CallOutcome, CallStatus, normalise_status, standing
+from pipeline.call.transcript import Turn, read_transcript
+
+__all__ = [
+    "CALL_STATUSES",
+    "Call",
+    "CallOutcome",
+    "CallStatus",
+    "Event",
+    "Turn",
+    "UnreadableEvent",
+    "decide_outcome",
+    "describe",
+    "merge",
+    "normalise_disposition",
+    "normalise_status",
+    "read_event",
+    "read_transcript",
+    "reference",
+    "standing",
+]

@@ -1,0 +1,212 @@
+"""A post-call event as it came from Futwork, read as far as the pipeline needs to route it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Literal
+
+import orjson
+
+from pipeline.call.status import normalise_status, standing
+from pipeline.call.values import first_text, object_of, phone_of, slug, text_of
+
+UnreadableKind = Literal[
+    "not_json", "not_an_object", "too_deep", "older_product", "no_call_sid", "call_sid_too_long", "unreadable"
+]
+
+
+class UnreadableEvent(Exception):
+    """The body is not a post-call event that we can read; keep it, say why, replay it after a fix.
+
+    Its message is one line for a person and repeats nothing of the body; `kind` is for metrics and filters.
+    """
+
+    def __init__(self, reason: str, kind: UnreadableKind = "unreadable") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.kind: UnreadableKind = kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One post-call event: what it belongs to, where the call stood, and all that it said."""
+
+    digest: str
+    """SHA-256 (hex) of the content, so that the same event posted twice is one, whatever its spacing and key order."""
+    call_sid: str
+    status: str
+    """Normalised: see `normalise_status`."""
+    is_final: bool
+    futwork_lead_id: str | None
+    campaign_id: str | None
+    phone: str | None
+    """The lead's number in E.164."""
+    received_at: datetime
+    payload: dict[str, Any]
+    """The whole body, unknown keys too, safe to store as JSON."""
+
+
+def read_event(body: bytes, *, received_at: datetime, default_region: str = "IN") -> Event:
+    """Read a request body as a post-call event, or raise `UnreadableEvent` with the reason.
+
+    Whatever the body holds, nothing else is raised. *received_at* must be aware; *default_region* says what a phone
+    number without a country code means. Ids may stand at the top level, which counts first, or in `contextDetails`.
+
+    What cannot be stored is left out of the payload: NUL characters (PostgreSQL refuses them), halves of surrogate
+    pairs (they become U+FFFD), NaN and infinities (they become null).
+    """
+    if received_at.tzinfo is None:
+        raise ValueError("received_at must be an aware datetime, or events of a call cannot be put in order")
+    payload = _parse(body)
+    if not isinstance(payload, dict):
+        raise UnreadableEvent(f"the body is not a JSON object but {_JSON_NAMES[type(payload)]}", "not_an_object")
+    if marks := _marks_of_older_product(payload):
+        raise UnreadableEvent(
+            f"an event of Futwork's older tele-calling product (it has {', '.join(marks)}), not of the AI Platform",
+            "older_product",
+        )
+    call_sid = text_of(payload.get("callSid"))
+    if call_sid is None:
+        raise UnreadableEvent("the event has no callSid, so it belongs to no call", "no_call_sid")
+    if len(call_sid) > _LONGEST_ID:
+        raise UnreadableEvent(
+            f"the callSid has {len(call_sid)} characters, more than {_LONGEST_ID}", "call_sid_too_long"
+        )
+    status = normalise_status(payload.get("status"))
+    return Event(
+        digest=sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).hexdigest(),
+        call_sid=call_sid,
+        status=status,
+        is_final=standing(status).is_final,
+        futwork_lead_id=id_in(payload, "leadId"),
+        campaign_id=id_in(payload, "campaignId"),
+        phone=recipient_phone(payload, default_region),
+        received_at=received_at,
+        payload=payload,
+    )
+
+
+def reference(event: Event, key: str) -> str | None:
+    """Return our own reference, which Futwork hands back under *key* of `recipientData`, or None if it did not."""
+    return text_of(recipient_data(event.payload).get(key))
+
+
+def storable(value: Any) -> Any:
+    """Return a JSON value without what a database refuses; raises `UnreadableEvent` if it is nested too deeply."""
+    return _storable(value, 1)
+
+
+def id_in(payload: Mapping[str, Any], name: str) -> str | None:
+    """Return an id from the top level or, if it is blank there, from `contextDetails`.
+
+    `recipientData` is not searched: a `leadId` in there is the client's own as often as Futwork's.
+    """
+    found = first_text(payload.get(name), object_of(payload.get("contextDetails")).get(name))
+    return found if found and len(found) <= _LONGEST_ID else None
+
+
+def recipient_data(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the lead's data as it was submitted."""
+    return object_of(object_of(payload.get("contextDetails")).get("recipientData"))
+
+
+def recipient_phone(payload: Mapping[str, Any], region: str) -> str | None:
+    """Return the lead's number in E.164: `recipientPhoneNumber`, else the end of the line that is not ours."""
+    phone = phone_of(object_of(payload.get("contextDetails")).get("recipientPhoneNumber"), region)
+    if phone is None:
+        telephony = object_of(payload.get("telephonyData"))
+        lead_end = "fromNumber" if direction_in(telephony) == "inbound" else "toNumber"
+        phone = phone_of(telephony.get(lead_end), region)
+    return phone
+
+
+def direction_in(telephony: Mapping[str, Any]) -> str | None:
+    """Return `outbound` or `inbound`, also for `Outgoing` or `outbound-api`, or the word as it is."""
+    direction = slug(text_of(telephony.get("direction")) or "", "-")
+    for known, beginnings in (("outbound", ("outbound", "outgoing")), ("inbound", ("inbound", "incoming"))):
+        if direction.startswith(beginnings):
+            return known
+    return direction or None
+
+
+_LONGEST_ID = 128  # characters; Futwork's ids have 24 or 36, and a longer one would not fit an index
+_DEEPEST = 64  # levels; Futwork's events have 3, and a bound keeps every later walk over the payload safe
+
+# Futwork's older tele-calling product, as its public client code shows it.
+_OLDER_PRODUCT = ("callstatus", "attempts", "isTerminal", "outcome", "teleproject", "urid")
+_THIS_PRODUCT = ("callSid", "telephonyData", "contextDetails")
+
+_JSON_NAMES: dict[type, str] = {
+    bool: "a boolean",
+    float: "a number",
+    int: "a number",
+    list: "an array",
+    str: "a string",
+    type(None): "null",
+}
+
+
+def _parse(body: bytes) -> object:
+    """Return the JSON value of a body, as a database takes it.
+
+    orjson lets through no half of a surrogate pair, no NaN and no infinity, so of what it reads only an escaped NUL or
+    deep nesting can be in the way; where the bytes show neither, the walk over the value is spared.
+
+    What orjson refuses gets a second reading by the standard library, because a sender written in Python may emit NaN,
+    half a surrogate pair or a byte-order mark, and the call is worth more than the strictness.
+    """
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        strict_reason = exc.msg
+    else:
+        is_plain = b"\\u0000" not in body and body.count(b"{") + body.count(b"[") <= _DEEPEST
+        return value if is_plain else storable(value)
+    try:
+        # The hooks do as orjson does: a constant that JSON lacks is null, an integer past 64 bits is a float.
+        return storable(json.loads(body, parse_constant=lambda _: None, parse_int=_parse_int))
+    except RecursionError as exc:
+        raise UnreadableEvent("the JSON is nested too deeply to be read", "too_deep") from exc
+    except ValueError as exc:
+        trouble = strict_reason if body.strip() else "it is empty"
+        raise UnreadableEvent(f"the body is not JSON: {trouble}", "not_json") from exc
+
+
+def _parse_int(digits: str) -> int | float:
+    return int(digits) if len(digits) < 19 else float(digits)
+
+
+def _storable(value: Any, depth: int) -> Any:
+    if isinstance(value, str):
+        return _storable_text(value)
+    if isinstance(value, dict):
+        _check_depth(depth)
+        return {_storable_text(key): _storable(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list):
+        _check_depth(depth)
+        return [_storable(item, depth + 1) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _storable_text(text: str) -> str:
+    if text.isascii():
+        return text.replace("\0", "") if "\0" in text else text
+    # A pair written as two escapes joins into its character here; half a pair becomes U+FFFD.
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\0", "")
+
+
+def _check_depth(depth: int) -> None:
+    if depth > _DEEPEST:
+        raise UnreadableEvent(f"the JSON is nested more than {_DEEPEST} levels deep", "too_deep")
+
+
+def _marks_of_older_product(payload: Mapping[str, Any]) -> list[str]:
+    if any(name in payload for name in _THIS_PRODUCT):
+        return []
+    marks = [name for name in _OLDER_PRODUCT if name in payload]
+    return marks if len(marks) > 1 else []

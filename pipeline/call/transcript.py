@@ -1,0 +1,169 @@
+"""A transcript becomes turns with speakers.
+
+Futwork's transcripts are lines such as `assistant: Hello` and `user: hello`. Labels come in either case, in Hindi, or
+as the agent's name; a turn can span lines (the guide's sample has one), and some transcripts have no labels at all.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.call.values import is_blank
+
+AGENT = "agent"
+LEAD = "lead"
+UNKNOWN_SPEAKER = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What was said under one label."""
+
+    speaker: str
+    """`agent`, `lead`, `unknown` where nothing names the speaker, or a label that fits neither side."""
+    text: str
+    """Without the label; the lines of a turn stay lines."""
+
+
+def read_transcript(text: str) -> tuple[Turn, ...]:
+    """Split a transcript into turns; nothing but labels and white space is lost.
+
+    A label is known (`assistant`, `user`, `ग्राहक`, …) or is a name that takes turns with the other side: in a call of
+    two, who answers `user` is the agent. Other words before a colon (`Note: …`, `10:30`) stay in the turn that they are
+    in. Text before the first label, or without any label, is by `unknown`.
+    """
+    lines = [stripped for line in text.splitlines() if (stripped := line.strip())]
+    labelled = [_split(line) for line in lines]
+    speakers = _speakers([label for label, _ in labelled if label])
+    turns: list[tuple[str, list[str]]] = []
+    for line, (label, rest) in zip(lines, labelled, strict=True):
+        if label is not None and label in speakers:
+            turns.append((speakers[label], [rest]))
+        elif turns:
+            turns[-1][1].append(line)
+        else:
+            turns.append((UNKNOWN_SPEAKER, [line]))
+    return tuple(Turn(speaker, said) for speaker, parts in turns if (said := "\n".join(filter(None, parts))))
+
+
+def transcript_text(value: Any) -> str | None:
+    """Return a transcript as text, also one that came as a list of messages with a role each; None if it is blank."""
+    if isinstance(value, list):
+        value = "\n".join(map(_message, value))
+    return value if isinstance(value, str) and not is_blank(value) else None
+
+
+_KNOWN = {
+    unicodedata.normalize("NFC", label): speaker
+    for speaker, labels in {
+        AGENT: (
+            *("agent", "ai", "ai agent", "ai assistant", "assistant", "bot", "executive", "representative"),
+            *("voice agent", "voice bot", "voicebot", "असिस्टेंट", "एआई", "एजेंट", "एजेन्ट", "प्रतिनिधि", "बॉट", "सहायक"),
+        ),
+        LEAD: (
+            *("callee", "client", "customer", "human", "lead", "prospect", "receiver", "recipient", "user"),
+            *("उपभोक्ता", "उपयोगकर्ता", "कस्टमर", "ग्राहक", "प्रयोक्ता", "यूजर", "यूज़र", "लीड"),
+        ),
+    }.items()
+    for label in labels
+}
+
+# Words that open a line of speech or of notes before a colon. No speaker is called so.
+_NO_SPEAKER = frozenset(
+    {
+        *("address", "amount", "answer", "date", "email", "example", "id", "info", "link", "name", "no", "note"),
+        *("notes", "number", "ok", "okay", "option", "otp", "phone", "pin", "price", "ps", "question", "reason"),
+        *("reminder", "so", "step", "summary", "sure", "time", "total", "url", "warning", "yes"),
+        *("ध्यान दें", "नाम", "नोट", "पता", "समय"),
+    }
+)
+
+_LONGEST_LABEL = 40  # characters
+_MOST_WORDS_IN_A_NAME = 3
+_LABEL = re.compile(rf"([^:：]{{1,{_LONGEST_LABEL}}})[:：](?!//)\s*(.*)")
+_NUMBERED = re.compile(r"[ _#-]*[0-9]{1,2}$")
+
+
+def _split(line: str) -> tuple[str | None, str]:
+    """Return what may be a label, in lower case, and the text after it; no label and the line if there is none."""
+    match = _LABEL.match(line)
+    if match is None:
+        return None, line
+    label, rest = match[1].strip("[]()* ").casefold(), match[2]
+    if not label.isascii():
+        label = unicodedata.normalize("NFC", label)
+    return (label, rest) if _known(label) or _may_be_a_name(label, rest) else (None, line)
+
+
+def _known(label: str) -> str | None:
+    return _KNOWN.get(label) or _KNOWN.get(_NUMBERED.sub("", label))
+
+
+def _may_be_a_name(label: str, rest: str) -> bool:
+    if label[-1:].isdecimal() and rest[:1].isdecimal():  # "at 10:30"
+        return False
+    bare = _NUMBERED.sub("", label)
+    return (
+        all(char.isalpha() or char in " .'’-_" or unicodedata.category(char)[0] == "M" for char in bare)
+        and 0 < len(bare.split()) <= _MOST_WORDS_IN_A_NAME
+        and bare not in _NO_SPEAKER
+    )
+
+
+def _speakers(labels: list[str]) -> dict[str, str]:
+    """Return who stands behind each label that is one; what is only words before a colon is not in it.
+
+    *labels* are the candidates, in order.
+    """
+    known = {label: side for label in labels if (side := _known(label))}
+    sides = set(known.values())
+    unknown = set(labels) - set(known)
+    if len(sides) == 2 or not unknown:
+        return known
+    if not sides:
+        return _dialogue(labels)
+    counts, before, openings = Counter(labels), _before(labels), {*known, None}
+    names = {name for name in unknown if counts[name] > 1 and before[name].keys() - {name} <= openings}
+    if sides == {AGENT}:
+        # A lead who spoke is evidence that the call connected, so a word said once before a colon is not enough.
+        return known | dict.fromkeys(names, LEAD)
+    # Somebody must have spoken with the lead: whoever began, and of the names that return the one that answered most.
+    names |= unknown & {labels[0]}
+    repeated = [name for name in counts if name in unknown and counts[name] > 1]
+    if repeated:
+        names.add(max(repeated, key=lambda name: sum(before[name][other] for other in before[name].keys() & openings)))
+    elif len(unknown) == 1:
+        names |= unknown
+    return known | dict.fromkeys(names, AGENT)
+
+
+def _dialogue(labels: list[str]) -> dict[str, str]:
+    """Return two names that take turns, A B A, as themselves, since nothing says which of them is ours."""
+    first, before = labels[0], _before(labels)
+    answering = [name for name in before if name != first and before[name].keys() <= {first, name}]
+    return {name: name for name in (first, *answering)} if answering and before[first].total() > 1 else {}
+
+
+def _before(labels: list[str]) -> dict[str, Counter[str | None]]:
+    """Return for each label how often it stands after which other; None is the beginning.
+
+    `Offer: …` inside a turn of Priya's stands after `Priya`; a speaker stands after the other side.
+    """
+    result: dict[str, Counter[str | None]] = {}
+    for previous, label in zip([None, *labels], labels, strict=False):
+        result.setdefault(label, Counter())[previous] += 1
+    return result
+
+
+def _message(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        return ""
+    role = value.get("role") or value.get("speaker")
+    said = value.get("content") or value.get("text") or value.get("message")
+    if not isinstance(said, str):
+        return ""
+    return f"{role}: {said}" if isinstance(role, str) else said
