@@ -1,0 +1,112 @@
+"""How many processes died over a piece of work, counted in Redis over all workers, and whose turn it is to count."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+
+import redis
+
+_MEMORY_SECONDS = 24 * 3600
+TURN_SECONDS = 30  # that a turn lasts whose holder's host is gone with it
+
+# KEYS: a turn. ARGV: its holder; the next one, or nothing to give it up; the seconds that it lasts
+_HAND_OVER = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+    return 0
+end
+if ARGV[2] == '' then
+    redis.call('DEL', KEYS[1])
+else
+    redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+end
+return 1
+"""
+
+
+class Deaths:
+    """Notes when work begins and forgets it when it ends in an orderly way: what stays noted ended with its process.
+
+    Without a Redis, or while it is away, every count is zero: uncounted is better than not done.
+    """
+
+    def __init__(self, client: redis.Redis | None, *, prefix: str = "futwork:deaths") -> None:
+        self._client = client
+        self._prefix = prefix
+
+    @contextlib.contextmanager
+    def counted(self, work: str) -> Iterator[int]:
+        """How many times *work* was begun before and not ended; it counts as begun until the block ends."""
+        if self._client is None:
+            yield 0
+            return
+        key, begun = f"{self._prefix}:{work}", 1
+        with contextlib.suppress(redis.RedisError):
+            begun = int(self._client.incr(key))
+            self._client.expire(key, _MEMORY_SECONDS)
+        try:
+            yield begun - 1
+        finally:
+            with contextlib.suppress(redis.RedisError):
+                self._client.delete(key)
+
+    @contextlib.contextmanager
+    def turn(self, work: str) -> Iterator[bool]:
+        """Whether it is this process's turn to do *work*, which one does at a time; the turn ends with the block.
+
+        So what it notes as begun cannot be another's that lives. The turn of a process that died is free at once on its
+        own host, and elsewhere after `TURN_SECONDS`.
+        """
+        if self._client is None:
+            yield True
+            return
+        key, holder = f"{self._prefix}:turn:{work}", f"{socket.gethostname()} {os.getpid()} {uuid.uuid4()}"
+        is_ours = True
+        with contextlib.suppress(redis.RedisError):
+            is_ours = self._take_turn(key, holder)
+        try:
+            yield is_ours
+        finally:
+            with contextlib.suppress(redis.RedisError):
+                self._client.eval(_HAND_OVER, 1, key, holder, "", 0)
+
+    def _take_turn(self, key: str, holder: str) -> bool:
+        assert self._client is not None
+        if self._client.set(key, holder, nx=True, ex=TURN_SECONDS):
+            return True
+        found = self._client.get(key)
+        other = found.decode() if isinstance(found, bytes) else found
+        if not isinstance(other, str) or not _is_dead(other):
+            return False
+        # Of several that find it dead one gets the turn: for the others the holder is no longer who they saw.
+        return bool(self._client.eval(_HAND_OVER, 1, key, other, holder, TURN_SECONDS))
+
+    def spare(self, work: str) -> None:
+        """Note that *work* will be given out again although nobody died over it."""
+        if self._client is not None:
+            with contextlib.suppress(redis.RedisError):
+                self._client.set(f"{self._prefix}:spared:{work}", 1, ex=_MEMORY_SECONDS)
+
+    def was_spared(self, work: str) -> bool:
+        """Whether that was noted, which it no longer is after this."""
+        if self._client is not None:
+            with contextlib.suppress(redis.RedisError):
+                return bool(self._client.delete(f"{self._prefix}:spared:{work}"))
+        return False
+
+
+def _is_dead(holder: str) -> bool:
+    """Whether a turn's holder was a process of this host that is gone."""
+    host, pid, _ = holder.split(" ")
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # it lives, as another user
+    return False

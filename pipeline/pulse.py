@@ -1,0 +1,203 @@
+"""Signs of life: which workers, beats and web hosts run, as they say themselves, and when the sweeps last ended.
+
+Each process notes itself every few seconds in Redis, on Redis' clock. A worker does so from the loop that takes
+messages in, and beat from the loop that sends them, so a process that hangs falls silent like one that is dead. What
+was noted is forgotten after an hour. Losing all of it loses nothing: it is there again after `NOTE_SECONDS`.
+
+There is no personal data in it: names of hosts, of queues and of periodic tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, get_args
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from pipeline.logs import logger
+
+log = logger(__name__)
+
+Kind = Literal["worker", "beat", "web"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+NOTE_SECONDS = 5.0  # between two notes of a process
+ALIVE_SECONDS = 20.0  # whoever was silent for longer is not taken for alive: three notes went missing
+PATIENCE_SECONDS = 10.0  # after a note that failed: a loop must not wait for Redis at each of its rounds
+_FORGET_SECONDS = 3600
+_MOST = 1000  # of one kind, so that names that change at every start cannot fill the memory
+_WAIT_SECONDS = 1.0  # for Redis, to connect and to answer
+
+# KEYS: the times of the kind, its queues. ARGV: name, queues as JSON, most, seconds until it is forgotten
+_NOTE = """
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[4])
+local over = redis.call('ZCARD', KEYS[1]) - #gone - ARGV[3]
+if over > 0 then
+    for _, name in ipairs(redis.call('ZRANGE', KEYS[1], #gone, #gone + over - 1)) do gone[#gone + 1] = name end
+end
+for _, name in ipairs(gone) do
+    redis.call('ZREM', KEYS[1], name)
+    redis.call('HDEL', KEYS[2], name)
+end
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+"""
+
+# KEYS: times and queues of each kind in turn. ARGV: seconds. Answers kind, name, age in ms, queues, and so on.
+_HEARD = """
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+local heard = {}
+for i = 1, #KEYS, 2 do
+    local found = redis.call('ZRANGEBYSCORE', KEYS[i], now - ARGV[1], '+inf', 'WITHSCORES')
+    for j = 1, #found, 2 do
+        heard[#heard + 1] = (i + 1) / 2
+        heard[#heard + 1] = found[j]
+        heard[#heard + 1] = math.floor((now - found[j + 1]) * 1000)
+        heard[#heard + 1] = redis.call('HGET', KEYS[i + 1], found[j]) or '[]'
+    end
+end
+return heard
+"""
+
+# KEYS: the times of runs. ARGV: name, seconds until all is forgotten
+_RAN = """
+local clock = redis.call('TIME')
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.6f', clock[1] + clock[2] / 1000000))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
+
+
+class PulseUnavailable(Exception):
+    """The Redis that holds the signs of life cannot be reached: who lives is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """One process that noted itself lately."""
+
+    kind: Kind
+    name: str
+    queues: tuple[str, ...]
+    """The queues that a worker takes messages from; empty for others."""
+    seconds_ago: float
+    """When it last noted itself."""
+
+
+class Pulse:
+    """The signs' client. Holds a connection, no state; safe for many threads."""
+
+    def __init__(self, client: redis.Redis, *, prefix: str = "futwork:pulse") -> None:
+        self._client = client
+        self._prefix = prefix
+        self._note = client.register_script(_NOTE)
+        self._heard = client.register_script(_HEARD)
+        self._ran = client.register_script(_RAN)
+
+    def note(self, kind: Kind, name: str, queues: tuple[str, ...] | list[str] = ()) -> None:
+        """Say that this process lives; raise `PulseUnavailable` if that could not be noted."""
+        args = [name[:200], json.dumps(sorted(queues)), _MOST, _FORGET_SECONDS]
+        self._run(self._note, [self._key(kind, "times"), self._key(kind, "queues")], args)
+
+    def alive(self, *, within: timedelta = timedelta(seconds=ALIVE_SECONDS)) -> list[Sign]:
+        """Every process that noted itself *within* this time, by kind and name; raises `PulseUnavailable`.
+
+        With a longer time it also tells of those that fell silent, up to an hour ago.
+        """
+        keys = [self._key(kind, part) for kind in KINDS for part in ("times", "queues")]
+        flat = self._run(self._heard, keys, [within.total_seconds()])
+        rows = zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+        signs = [
+            Sign(KINDS[int(kind) - 1], _text(name), tuple(json.loads(queues)), max(0, int(age)) / 1000)
+            for kind, name, age, queues in rows
+        ]
+        return sorted(signs, key=lambda sign: (KINDS.index(sign.kind), sign.name))
+
+    def ran(self, what: str) -> None:
+        """Say that the periodic task *what* has come to its end just now; raise `PulseUnavailable` otherwise."""
+        self._run(self._ran, [self._key("runs", "ended")], [what, 7 * 24 * 3600])
+
+    def last_run(self, what: str) -> float | None:
+        """How many seconds ago the periodic task *what* last came to its end; None if that is not known.
+
+        It is negative where Redis' clock was set back since.
+        """
+        try:
+            ended = self._client.hget(self._key("runs", "ended"), what)
+            if ended is None:
+                return None
+            seconds, micro = self._client.time()
+        except redis.RedisError as error:
+            raise PulseUnavailable(f"the Redis of the signs of life cannot be reached: {error}") from error
+        return float(seconds + micro / 1_000_000 - float(ended))
+
+    def _key(self, kind: str, part: str) -> str:
+        return f"{{{self._prefix}}}:{kind}:{part}"  # one hash slot, so that a script may touch all of them
+
+    @staticmethod
+    def _run(script: object, keys: list[str], args: list[object]) -> list[bytes]:
+        try:
+            return script(keys=keys, args=args) or []  # type: ignore[operator]  # redis-py's Script
+        except redis.RedisError as error:
+            raise PulseUnavailable(f"the Redis of the signs of life cannot be reached: {error}") from error
+
+
+class Noting:
+    """Notes one process again and again, without ever raising or standing still for longer than a moment.
+
+    Each note has a connection of its own that is closed again: a worker's parent must keep none that its children would
+    inherit. After a note that failed, Redis is left in peace for `PATIENCE_SECONDS`.
+    """
+
+    def __init__(self, url: str, kind: Kind, name: str, queues: tuple[str, ...] | list[str] = ()) -> None:
+        self._url, self._kind, self._name, self._queues = url, kind, name, queues
+        self._next = 0.0
+
+    def note(self) -> None:
+        """Note the process, unless that was done, or failed, a moment ago; call it as often as you like."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        noted = _note_once(self._url, self._kind, self._name, self._queues)
+        self._next = time.monotonic() + (NOTE_SECONDS * 0.9 if noted else PATIENCE_SECONDS)
+
+    def keep_on(self) -> None:
+        """Note the process from a thread of its own for as long as it lives."""
+        threading.Thread(target=self._for_ever, name="pulse", daemon=True).start()
+
+    def _for_ever(self) -> None:
+        while True:
+            self.note()
+            time.sleep(NOTE_SECONDS)
+
+
+def _note_once(url: str, kind: Kind, name: str, queues: tuple[str, ...] | list[str] = ()) -> bool:
+    try:
+        client = redis.Redis.from_url(
+            url,
+            socket_timeout=_WAIT_SECONDS,
+            socket_connect_timeout=_WAIT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+        try:
+            Pulse(client).note(kind, name, queues)
+        finally:
+            client.close()
+    except (PulseUnavailable, redis.RedisError, OSError, ValueError) as error:
+        log.debug("a sign of life was not noted", kind=kind, error=type(error).__name__)
+        return False
+    return True
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
