@@ -1,0 +1,88 @@
+"""What goes to the wire and what comes back from it, whichever engine carries it.
+
+An engine promises three things: every POST that it is given comes back as exactly one `Reply`; a reply says whether any
+byte of its request may have left this machine; and no POST takes longer than its connect and answer times together.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from pipeline.lead import Claim
+
+BODY_BYTES = 64 * 1024  # a verdict fits many times; a longer body is not read
+IDLE_SECONDS = 4.0  # then a connection is not used again: servers close idle ones, Node's after 5 seconds
+TOO_OLD = "the claim was too old to be sent safely"
+"""Why nothing was sent: this process stood still for so long that the claim might end while the POST is out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """One POST to be made."""
+
+    claim: Claim
+    url: str
+    key: str
+    body: bytes
+    at: float = 0.0
+    """When it may begin, on the steady clock; the POSTs of a process begin in the order in which they were given."""
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The request's headers, without those that follow from the URL and the body."""
+        return [
+            ("x-api-key", self.key),
+            ("Content-Type", "application/json"),
+            ("Accept", "application/json"),
+            ("User-Agent", "futwork-lead-pipeline"),
+        ]
+
+    def __repr__(self) -> str:
+        return f"Post({self.claim.lead_id})"  # the key must show nowhere
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """How a POST ended: with a status, or with a failure."""
+
+    post: Post
+    started_at: datetime
+    duration: timedelta
+    touched: bool
+    """Whether a byte of the request may have left."""
+    status: int | None = None
+    body: bytes = b""
+    retry_after: str | None = None
+    failure: str = ""
+    """In a few words, without addresses or headers; empty where there is a status."""
+
+
+class Engine(Protocol):
+    """Carries POSTs. `start` and `receive` are called by one thread."""
+
+    in_flight: int
+
+    def start(self, posts: Sequence[Post]) -> None:
+        """Begin POSTs and return at once."""
+
+    def receive(self, *, wait: float) -> list[Reply]:
+        """The replies that are there, after waiting up to *wait* seconds for the first of them."""
+
+    def close(self) -> None:
+        """Finish what was started and end every thread; the replies can still be received."""
+
+
+def taken(replies: queue.SimpleQueue[Reply], in_flight: int, *, wait: float) -> list[Reply]:
+    """The replies in the queue, after waiting up to *wait* seconds for the first; at once where none can come."""
+    found: list[Reply] = []
+    try:
+        if in_flight:
+            found.append(replies.get(timeout=wait) if wait > 0 else replies.get_nowait())
+        while len(found) < in_flight:
+            found.append(replies.get_nowait())
+    except queue.Empty:
+        pass
+    return found
