@@ -1,0 +1,230 @@
+"""Builds the objects of one process from its settings, each when it is first needed.
+
+Nothing here connects before it is used, and `parts` keeps one set a process id: a worker's children build their own
+connections after the fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from functools import cached_property
+
+import redis
+
+from pipeline.deaths import Deaths
+from pipeline.dispatch import Dispatcher
+from pipeline.events import Events
+from pipeline.futwork import Futwork
+from pipeline.handoff import Broker, BrokerUnavailable, EventGate, Spool, celery_app, drain_spool, encode_events
+from pipeline.intake import Intake
+from pipeline.ledger import Ledger, open_ledger
+from pipeline.limiter import Limiter, connect
+from pipeline.logs import logger
+from pipeline.meter import Meter
+from pipeline.pulse import Pulse
+from pipeline.settings import Settings, SettingsError, load_settings
+from pipeline.sweep import Sweep
+from pipeline.turns import Turns
+
+log = logger(__name__)
+
+_ASK_EXPIRES_SECONDS = 6 * 3600.0
+"""Of a message that asks for a dispatcher: more than two hosts' clocks differ by, which judge it; one that comes late
+finds nothing to do."""
+
+
+class Parts:
+    """The parts of the pipeline over one process's connections."""
+
+    def __init__(self, settings: Settings, *, stopping: Callable[[], bool] = lambda: False) -> None:
+        self.settings = settings
+        self._stopping = stopping
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger, its tables checked."""
+        return open_ledger(self.settings.database_url)
+
+    @cached_property
+    def broker(self) -> Broker:
+        """The broker, for publishing."""
+        return Broker(celery_app(self.settings, works=False))
+
+    @cached_property
+    def redis(self) -> redis.Redis:
+        """The Redis of the limit and the turns."""
+        return connect(self.settings.limiter_url)
+
+    @cached_property
+    def turns(self) -> Turns:
+        """Whose turn it is to dispatch."""
+        return Turns(self.redis)
+
+    @cached_property
+    def limiter(self) -> Limiter:
+        """The shared rate limit."""
+        return Limiter(self.redis)
+
+    @cached_property
+    def pulse(self) -> Pulse:
+        """Which processes live, and when the sweeps last ended."""
+        return Pulse(self.redis)
+
+    @cached_property
+    def meter(self) -> Meter:
+        """What this process counts for `/metrics`; without a Redis it counts for itself."""
+        try:
+            return Meter(self.redis)
+        except SettingsError:
+            return Meter()
+
+    @cached_property
+    def deaths(self) -> Deaths:
+        """How many processes died over what; without a Redis nobody counts."""
+        try:
+            return Deaths(self.redis)
+        except SettingsError:
+            return Deaths(None)
+
+    @cached_property
+    def spool(self) -> Spool:
+        """Where events wait while the broker is away."""
+        return Spool(self.settings.spool_dir, max_bytes=self.settings.spool_max_bytes)
+
+    @cached_property
+    def gate(self) -> EventGate:
+        """The webhook's hand-off."""
+        return EventGate(self.broker, self.spool)
+
+    @cached_property
+    def intake(self) -> Intake:
+        """Batches of leads into the ledger."""
+        return Intake(self.ledger, self.settings, wake=self.wake, meter=self.meter)
+
+    @cached_property
+    def dispatcher(self) -> Dispatcher:
+        """Leads from the ledger to Futwork."""
+        return Dispatcher(
+            self.ledger,
+            Futwork(self.settings),
+            self.limiter,
+            self.turns,
+            self.settings,
+            ask_for_help=self.ask_for_help,
+            stopping=self._stopping,
+            meter=self.meter,
+        )
+
+    @cached_property
+    def events(self) -> Events:
+        """Post-call events into calls."""
+        return Events(
+            self.ledger, self.settings, deaths=self.deaths, go_on=self._merge_on, later=_Later(self), meter=self.meter
+        )
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        """What the others left behind."""
+        return Sweep(
+            self.ledger,
+            self.settings,
+            wake=self.wake,
+            merge_left_over=lambda before, now: self.events.merge_left_over(before=before, now=now),
+            drain_spool=self._drain_spool,
+            events_wait=self._events_wait,
+            meter=self.meter,
+        )
+
+    def wake(self, campaign_id: str) -> None:
+        """See that a dispatcher works on the campaign soon; does nothing where one does, or is asked for, already."""
+        self._ask(campaign_id, most=1)
+
+    def ask_for_help(self, campaign_id: str) -> None:
+        """Ask for one more dispatcher beside those that work on the campaign, up to the bound."""
+        self._ask(campaign_id, most=self.settings.dispatchers_per_campaign)
+
+    def _ask(self, campaign_id: str, *, most: int) -> None:
+        try:
+            if not self.turns.ask(campaign_id, most=most):
+                return
+            try:
+                about = f"({campaign_id})"
+                self.broker.publish("pipeline.dispatch", campaign_id, about=about, expires_seconds=_ASK_EXPIRES_SECONDS)
+            except BrokerUnavailable:
+                self.turns.unask(campaign_id)
+                raise
+        except (BrokerUnavailable, redis.RedisError) as error:
+            log.warning("no dispatcher could be asked for; the sweep will", campaign=campaign_id, error=str(error))
+
+    def _merge_on(self) -> None:
+        """Have another task merge the events that wait: one without events of its own."""
+        try:
+            self.broker.publish("pipeline.events", encode_events([]), about="(0 events)")
+        except BrokerUnavailable as error:
+            log.warning("no task could be asked to merge on; the next, or tidy, will", error=str(error))
+
+    def _events_wait(self) -> bool:
+        try:
+            return self.broker.depths()["events"] > 0
+        except BrokerUnavailable as error:
+            log.warning("no policy decides: nobody knows whether events wait in the broker", error=str(error))
+            return True
+
+    def _drain_spool(self) -> int:
+        try:
+            return drain_spool(self.spool, self.broker)
+        except BrokerUnavailable as error:
+            log.warning("the spool waits for the broker", error=str(error))
+        except OSError as error:
+            log.warning("the spool could not be read", error=str(error))
+        return 0
+
+
+class _Later:
+    """Asks for a task that merges what others have stored, once for all who ask until it begins."""
+
+    _MARK = "futwork:events:later"
+    _SECONDS = 10  # then it is taken for lost, and asked for again; what nobody asks for is left to tidy
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def ask(self) -> bool:
+        try:
+            if not self._parts.redis.set(self._MARK, 1, nx=True, ex=self._SECONDS):
+                return True
+            self._parts.broker.publish("pipeline.events", encode_events([]), about="(0 events)")
+        except (BrokerUnavailable, redis.RedisError, SettingsError):
+            self.begin()
+            return False
+        return True
+
+    def begin(self) -> None:
+        with contextlib.suppress(redis.RedisError, SettingsError):
+            self._parts.redis.delete(self._MARK)
+
+
+_of_process: dict[int, Parts] = {}
+
+
+def parts(settings: Settings | None = None, *, stopping: Callable[[], bool] = lambda: False) -> Parts:
+    """This process's parts, built at the first call; a child of a fork gets its own."""
+    pid = os.getpid()
+    mine = _of_process.get(pid)
+    if mine is None:
+        for other in set(_of_process) - {pid}:
+            _of_process.pop(other, None)  # what a parent built is not ours to use, nor to close
+        mine = _of_process.setdefault(pid, Parts(settings or load_settings(), stopping=stopping))
+    return mine
+
+
+def close_parts() -> None:
+    """Hand in what this process has counted, and close its connections to the ledger, if it has any."""
+    mine = _of_process.pop(os.getpid(), None)
+    if mine and "meter" in mine.__dict__:
+        mine.meter.flush()
+    ledger = mine.__dict__.get("ledger") if mine else None
+    if ledger is not None:
+        ledger.close()
