@@ -1,0 +1,230 @@
+"""Who may see the pages: passwords, sessions, tries of wrong passwords, and how many pages are made at a time.
+
+A session is a signed cookie, so that every process on every host that knows `OPS_SECRET` reads it and none has to keep
+it. It ends with its time, when somebody signs out, and when the user's entry in `OPS_USERS` changes or goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from itsdangerous import BadSignature, URLSafeTimedSerializer
+from werkzeug.security import check_password_hash, generate_password_hash
+
+from pipeline.logs import logger
+from pipeline.settings import OpsUser, Settings
+
+log = logger(__name__)
+
+COOKIE = "pipeline_ops"
+FORM_COOKIE = "pipeline_ops_form"
+FORM_SECONDS = 3600  # how long a sign-in page may stand open
+
+_WINDOW_SECONDS = 600
+_TRIES_OF_ADDRESS = 10  # wrong passwords in the window
+_TRIES_OF_NAME = 50  # higher: whoever knows a name should not lock its owner out with a handful of requests
+_MOST_LOCAL = 10_000
+_AT_ONCE = 2  # pages that are made at a time in a process; the webhook has the other threads
+_WAITING = 4  # pages that wait for those
+_PATIENCE_SECONDS = 2.0
+_NOTE_SECONDS = 60
+_PREFIX = "futwork:ops"
+
+_NOBODY = "scrypt.32768.8.1.c2h2NgTnqtqZ8hYu." + "0" * 128
+"""What the password of an unknown name is checked against, so that it takes as long as a known one's."""
+
+
+class Locked(Exception):
+    """Too many wrong passwords came of late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Somebody who has signed in."""
+
+    name: str
+    may_change: bool
+    csrf: str
+    session: str
+
+    def knows(self, token: str) -> bool:
+        """Whether a form shows the token of this session."""
+        return hmac.compare_digest(self.csrf.encode(), token.encode("utf-8", "surrogateescape"))
+
+
+class Gatekeeper:
+    """Signs people in and knows them again."""
+
+    def __init__(self, settings: Settings, *, redis: Callable[[], redis.Redis | None]) -> None:
+        self._users = settings.operators()
+        self._seconds = settings.ops_session_seconds
+        secret = settings.ops_secret.get_secret_value()
+        self._sessions = _serializer(secret, "session")
+        self._forms = _serializer(secret, "form")
+        self._notes = _serializer(secret, "note")
+        self._redis = redis
+        self._local: dict[str, tuple[float, int]] = {}
+        self._lock = threading.Lock()
+
+    def visitor(self, cookie: str) -> Visitor | None:
+        """Who the cookie says it is, or None if it is not ours, too old, ended, or of a user that changed."""
+        try:
+            said: dict[str, str] = self._sessions.loads(cookie, max_age=self._seconds)
+            user = self._users[said["user"]]
+        except (BadSignature, KeyError, TypeError):
+            return None
+        if not hmac.compare_digest(said["entry"], _fingerprint(user)) or self._has_ended(said["id"]):
+            return None
+        return Visitor(user.name, user.role == "operator", said["csrf"], said["id"])
+
+    def sign_in(self, name: str, password: str, *, address: str) -> str | None:
+        """The cookie of a new session, or None if name or password are wrong; raises `Locked` after too many tries.
+
+        A try counts before the password is looked at, so that many at once are not all looked at.
+        """
+        counters = {f"address:{address}": _TRIES_OF_ADDRESS, f"name:{_short(name)}": _TRIES_OF_NAME}
+        tries = {counter: self._count(counter) for counter in counters}  # both count, whichever is too many
+        if any(tries[counter] > most for counter, most in counters.items()):
+            raise Locked
+        user = self._users.get(name)
+        right = check_password(user.password_hash if user else _NOBODY, password[:1024])
+        if user is None or not right:
+            return None
+        for counter in counters:
+            self._forget(counter)
+        session = {"user": name, "entry": _fingerprint(user), "id": secrets.token_hex(12)}
+        cookie = self._sessions.dumps(session | {"csrf": secrets.token_hex(24)})
+        return cookie if isinstance(cookie, str) else cookie.decode()
+
+    def end(self, visitor: Visitor) -> None:
+        """End a session everywhere; where Redis is away only the cookie goes, and ends at its time."""
+        client = self._redis()
+        try:
+            if client is not None:
+                client.set(f"{_PREFIX}:ended:{visitor.session}", 1, ex=self._seconds)
+        except redis.RedisError:
+            log.warning("a session could not be ended everywhere", user=visitor.name)
+
+    def new_form(self) -> tuple[str, str]:
+        """The token of a sign-in form, and the cookie that proves that its page was ours."""
+        nonce = secrets.token_hex(16)
+        return _text(self._forms.dumps(nonce)), nonce
+
+    def knows_form(self, token: str, cookie: str) -> bool:
+        """Whether form and cookie belong together and are not too old."""
+        try:
+            nonce = str(self._forms.loads(token, max_age=FORM_SECONDS))
+        except BadSignature:
+            return False
+        return hmac.compare_digest(nonce.encode(), cookie.encode("utf-8", "surrogateescape"))
+
+    def note(self, text: str) -> str:
+        """A line for the next page as a part of its address: signed, so that nobody else puts words into ours."""
+        return _text(self._notes.dumps(text[:600]))
+
+    def read_note(self, token: str) -> str | None:
+        """The line, if it is ours and of just now."""
+        try:
+            return str(self._notes.loads(token, max_age=_NOTE_SECONDS)) if token else None
+        except BadSignature:
+            return None
+
+    def _has_ended(self, session: str) -> bool:
+        client = self._redis()
+        try:
+            return client is not None and bool(client.exists(f"{_PREFIX}:ended:{session}"))
+        except redis.RedisError:
+            return False
+
+    def _count(self, counter: str) -> int:
+        client = self._redis()
+        if client is not None:
+            try:
+                key = f"{_PREFIX}:tries:{counter}"
+                pipe = client.pipeline()
+                pipe.incr(key)
+                pipe.expire(key, _WINDOW_SECONDS, nx=True)
+                return int(pipe.execute()[0])
+            except redis.RedisError:
+                log.warning("tries of passwords are counted in this process alone: redis is away")
+        with self._lock:
+            if len(self._local) > _MOST_LOCAL:
+                self._local.clear()
+            began, tries = self._local.get(counter, (time.monotonic(), 0))
+            if time.monotonic() - began > _WINDOW_SECONDS:
+                began, tries = time.monotonic(), 0
+            self._local[counter] = (began, tries + 1)
+            return tries + 1
+
+    def _forget(self, counter: str) -> None:
+        client = self._redis()
+        try:
+            if client is not None:
+                client.delete(f"{_PREFIX}:tries:{counter}")
+        except redis.RedisError:
+            log.debug("tries were not forgotten", error="redis is away")
+        with self._lock:
+            self._local.pop(counter, None)
+
+
+class Turnstile:
+    """Lets few requests make pages at a time, and few wait: the webhook shares the threads of the process."""
+
+    def __init__(self, *, at_once: int = _AT_ONCE, waiting: int = _WAITING) -> None:
+        self._inside = threading.BoundedSemaphore(at_once)
+        self._near = threading.BoundedSemaphore(at_once + waiting)
+
+    def enter(self) -> bool:
+        """Whether the request may make its page; whoever is told so must `leave`."""
+        if not self._near.acquire(blocking=False):
+            return False
+        if not self._inside.acquire(timeout=_PATIENCE_SECONDS):
+            self._near.release()
+            return False
+        return True
+
+    def leave(self) -> None:
+        """Let the next one in."""
+        self._inside.release()
+        self._near.release()
+
+
+def hash_password(password: str) -> str:
+    """The hash as `OPS_USERS` holds it.
+
+    It is Werkzeug's scrypt, with dots in the place of its colons and dollar signs: a colon parts our entries, and
+    Compose takes a dollar sign in an `.env` file for a variable.
+    """
+    return generate_password_hash(password, "scrypt").replace(":", ".").replace("$", ".")
+
+
+def check_password(hashed: str, password: str) -> bool:
+    """Whether the password is the one of the hash."""
+    method, n, r, p, salt, digest = hashed.split(".")
+    return check_password_hash(f"{method}:{n}:{r}:{p}${salt}${digest}", password)
+
+
+def _serializer(secret: str, purpose: str) -> URLSafeTimedSerializer:
+    return URLSafeTimedSerializer(
+        secret, salt=f"pipeline-ops-{purpose}", signer_kwargs={"digest_method": hashlib.sha256}
+    )
+
+
+def _fingerprint(user: OpsUser) -> str:
+    return hashlib.sha256(f"{user.name}:{user.password_hash}:{user.role}".encode()).hexdigest()[:24]
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def _text(signed: Any) -> str:
+    return signed if isinstance(signed, str) else signed.decode()

@@ -1,0 +1,18 @@
+"""The web server's entry: `gunicorn web:app`."""
+
+import sys
+
+from pipeline import faults, tracing
+from pipeline.logs import configure_logs
+from pipeline.settings import SettingsError, load_settings
+from pipeline.web import create_app
+
+try:
+    settings = load_settings()
+    faults.begin(settings, part="web")
+    tracing.begin(settings, part="web")
+except SettingsError as error:
+    sys.exit(f"pipeline: {error}")
+configure_logs(settings)
+app = create_app(settings)
+tracing.watch(app)
