@@ -1,0 +1,270 @@
+"""What every command needs: settings with the embedded default, the ledger, the filter options, and plain output."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import os
+import re
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+import redis
+from rich.console import Console
+
+from pipeline.embedded import NoEmbeddedBroker, embedded_broker, running_broker
+from pipeline.lead import LeadState
+from pipeline.phone import InvalidPhone, to_e164
+from pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from pipeline.ledger import Actor, Ledger
+
+VAR = Path("var")
+"""Where development commands keep their private broker and ledger."""
+
+_OWNER_SECONDS = 15.0  # longer than a private broker takes to start, or to end
+_BLANKS_AT_END = re.compile(r" +\n")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+class Refused(click.ClickException):
+    """The command cannot do what it was asked; the message is one line that says why."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """Print the line as `main` does."""
+        click.echo(f"pipeline: {self.format_message()}", file=file, err=file is None)
+
+
+@contextlib.contextmanager
+def settings_with_broker() -> Iterator[Settings]:
+    """The settings; without `BROKER_URL`, those of the private broker under ./var."""
+    settings = load_settings()
+    if settings.broker_url:
+        yield settings
+        return
+    with private_broker() as url:
+        note("note: BROKER_URL is not set: leads go to the private broker under ./var")
+        yield load_settings(broker_url=url)
+
+
+def settings_beside_up() -> Settings:
+    """The settings; without `BROKER_URL`, those of the private broker under ./var if one runs. Starts nothing."""
+    settings = load_settings()
+    url = None if settings.broker_url else running_broker(VAR / "valkey")
+    return load_settings(broker_url=url) if url else settings
+
+
+@contextlib.contextmanager
+def private_broker(*, alone: bool = False) -> Iterator[str]:
+    """The URL of the private broker under ./var: the one that runs, or one that ends with this block.
+
+    Two servers over one folder would spoil each other's file, so whoever starts one holds a lock. With *alone* it is
+    an error that another command runs it, because the broker would end with that command.
+    """
+    folder = VAR / "valkey"
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + _OWNER_SECONDS
+    with (folder / "owner.lock").open("ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if alone:
+                    raise Refused(
+                        f"another pipeline command runs the private broker in {folder.resolve()}: end it first,"
+                        " or wait until it has ended"
+                    ) from None
+                url = running_broker(folder)
+            else:
+                with _own_broker(folder) as url:
+                    yield url
+                return
+            if url is not None:
+                yield url
+                return
+            if time.monotonic() > deadline:
+                raise NoEmbeddedBroker(f"another command holds {folder}/owner.lock, and its broker does not answer")
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _own_broker(folder: Path) -> Iterator[str]:
+    """The broker of whoever holds the lock. One that runs all the same outlived a killed command, and is adopted."""
+    orphan = running_broker(folder)
+    if orphan is None:
+        with embedded_broker(folder) as url:
+            yield url
+        return
+    try:
+        yield orphan
+    finally:
+        with contextlib.suppress(redis.RedisError), redis.Redis.from_url(orphan, socket_timeout=10) as client:
+            client.shutdown()  # it writes its append-only file first
+
+
+@contextlib.contextmanager
+def the_ledger() -> Iterator[tuple[Ledger, Settings]]:
+    """The ledger of the settings, its tables checked."""
+    from pipeline.ledger import Ledger
+
+    settings = load_settings()
+    file = sqlite_file(settings.database_url)
+    if file is not None and not file.exists():  # to look must not create it
+        raise Refused(f"there is no ledger at {file}: run `pipeline up` or `pipeline migrate`, or set DATABASE_URL")
+    ledger = Ledger(settings.database_url)
+    try:
+        ledger.check_schema()
+        yield ledger, settings
+    finally:
+        ledger.close()
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite URL; None for another database."""
+    match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", url)
+    return Path(match[1]) if match else None
+
+
+def now() -> datetime:
+    """The time that a command acts at."""
+    return datetime.now(UTC)
+
+
+def operator() -> Actor:
+    """Who runs the command, for the audit log: the system's user."""
+    from pipeline.ledger import Actor
+
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number that has no name
+        name = f"uid {os.getuid()}"
+    return Actor(name, "cli")
+
+
+def note(text: str) -> None:
+    """Say something to the person, beside the data."""
+    click.echo(text, err=True)
+
+
+def print_json(value: object) -> None:
+    """One JSON value on one line of stdout."""
+    click.echo(orjson.dumps(value, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS, default=str).decode())
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for people: a terminal's width in a terminal; elsewhere a line stays a line, however long."""
+    found = Console(stderr=stderr, highlight=False)
+    if found.is_terminal:
+        return found
+    trimmed: Any = _Trimmed(sys.stderr if stderr else sys.stdout)
+    return Console(file=trimmed, highlight=False, width=10_000, no_color=True)
+
+
+class _Trimmed:
+    """A stream without the blanks that a table puts at the ends of its lines."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write the text without them."""
+        self._stream.write(_BLANKS_AT_END.sub("\n", text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def printable(text: object) -> str:
+    """Text of a stranger's as it may be shown: nothing in it moves the cursor, colours or turns the line around."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", str(text))
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON (a list as JSON lines) to stdout.")
+
+
+def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose leads, and hand them to the command as one `LeadFilter` named *which*."""
+    options = [
+        click.option("--id", "ids", multiple=True, type=click.UUID, help="A lead's id; repeatable."),
+        click.option("--campaign", callback=not_empty, help="Leads of this campaign."),
+        click.option(
+            "--state",
+            "states",
+            multiple=True,
+            type=click.Choice([state.value for state in LeadState]),
+            help="Leads in this state; repeatable.",
+        ),
+        click.option("--phone", callback=not_empty, help="Leads with this number, in any spelling."),
+        click.option("--key", callback=not_empty, help="Leads with this idempotency key."),
+        click.option("--accepted-after", type=click.DateTime(), help="Accepted at or after this time (UTC)."),
+        click.option("--accepted-before", type=click.DateTime(), help="Accepted before this time (UTC)."),
+        click.option(
+            "--unchanged-for",
+            metavar="SECONDS",
+            type=click.FloatRange(0, 10 * 365 * 24 * 3600, min_open=True),
+            help="In their state for at least so long.",
+        ),
+    ]
+
+    @wraps(command)
+    def run(
+        *,
+        ids: tuple[uuid.UUID, ...],
+        campaign: str | None,
+        states: tuple[str, ...],
+        phone: str | None,
+        key: str | None,
+        accepted_after: datetime | None,
+        accepted_before: datetime | None,
+        unchanged_for: float | None,
+        **rest: Any,
+    ) -> Any:
+        from pipeline.ledger import LeadFilter
+
+        which = LeadFilter(
+            ids=ids,
+            campaign=campaign,
+            states=tuple(LeadState(state) for state in states),
+            phone=None if phone is None else read_phone(phone),
+            key=key,
+            accepted_after=_utc(accepted_after),
+            accepted_before=_utc(accepted_before),
+            changed_before=None if unchanged_for is None else now() - timedelta(seconds=unchanged_for),
+        )
+        return command(which=which, **rest)
+
+    for option in reversed(options):
+        run = option(run)
+    return run
+
+
+def not_empty(_context: Any, _parameter: Any, value: str | None) -> str | None:
+    """Refuse an empty value: it is a variable that was not set in a script, and would widen what is meant."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("is empty; leave the option out if it is not meant")
+    return value
+
+
+def read_phone(text: str) -> str:
+    """A phone number of the command line in E.164."""
+    try:
+        return to_e164(text, load_settings().default_region)
+    except InvalidPhone as error:
+        raise click.BadParameter(f"{text}: {error}", param_hint="--phone") from None
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=UTC)
