@@ -1,0 +1,222 @@
+"""What the tests share: a private Valkey, the ledger on both databases, and factories.
+
+A test that needs a service which is absent skips and says so; with REQUIRE_SERVICES=1 the skip is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import sqlalchemy as sa
+
+from pipeline.embedded import embedded_broker
+from pipeline.lead import Answer, Claim, Lead, Outcome, lead_id
+from pipeline.ledger import Ledger, metadata
+from pipeline.settings import Settings
+
+POSTGRES_URL = os.environ.get("TEST_DATABASE_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/test")
+RABBITMQ_URL = os.environ.get("TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672//")
+CAMPAIGN = "68ecc86fd9fbecbe9431a18e"
+NOW = datetime(2026, 5, 8, 12, 0, tzinfo=UTC)
+
+
+def missing(service: str, why: object) -> None:
+    """Skip for want of a service, or fail where every service is required."""
+    message = f"{service} is not there: {' '.join(str(why).split())[:200]}"
+    if os.environ.get("REQUIRE_SERVICES") == "1":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each process of pytest-xdist begins with its share of the long tests, so that none is left with one at the end.
+
+    It gives each process one piece of the list; who is done early takes short tests from the end of another's piece.
+    Half of the processes begin with journeys that kill, the others with the rest: a machine of two cores bears that.
+    """
+    pieces = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    journeys = [item for item in items if item.get_closest_marker("journey")]
+    short = [item for item in items if not item.get_closest_marker("journey")]
+    chaos = [item for item in journeys if item.path.name == "test_chaos.py"]
+    others = [item for item in journeys if item.path.name != "test_chaos.py"]
+    ordered: list[pytest.Item] = []
+    left = len(items)
+    for piece in range(pieces):
+        kills, rest = chaos[piece::pieces], others[piece::pieces]
+        half = len(kills) // 2 if piece % 2 else len(kills)
+        mine = [*kills[:half], *rest[: len(rest) // 2], *kills[half:], *rest[len(rest) // 2 :]]
+        size = left // (pieces - piece)
+        left -= size
+        mine += [short.pop(0) for _ in range(size - len(mine))]
+        ordered += mine
+    items[:] = ordered + short
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test reads this machine's settings: none of our variables, and no .env file."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A private Valkey for this test process."""
+    with embedded_broker(tmp_path_factory.mktemp("valkey")) as url:
+        yield url
+
+
+@pytest.fixture
+def valkey(valkey_url: str) -> Iterator[redis.Redis]:
+    """The private Valkey, empty."""
+    client = redis.Redis.from_url(valkey_url)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> str:
+    """A RabbitMQ that answers."""
+    import kombu
+
+    try:
+        with kombu.Connection(RABBITMQ_URL, connect_timeout=3) as connection:
+            connection.ensure_connection(max_retries=1)
+    except (OSError, kombu.exceptions.KombuError) as error:
+        missing("RabbitMQ", error)
+    return RABBITMQ_URL
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A database of this test process's own on the PostgreSQL server, dropped at the end."""
+    server = sa.create_engine(POSTGRES_URL, isolation_level="AUTOCOMMIT")
+    name = f"pipeline_test_{uuid.uuid4().hex[:12]}"
+    try:
+        with server.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+            connection.execute(sa.text(f"ALTER DATABASE {name} SET synchronous_commit = off"))  # no test cuts the power
+    except sa.exc.OperationalError as error:
+        server.dispose()
+        missing("PostgreSQL", error)
+    url = sa.make_url(POSTGRES_URL).set(database=name).render_as_string(hide_password=False)
+    yield url
+    with server.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    server.dispose()
+
+
+@pytest.fixture(scope="session")
+def _postgres_migrated(postgres_url: str) -> str:
+    ledger = Ledger(postgres_url)
+    ledger.migrate()
+    ledger.close()
+    return postgres_url
+
+
+def empty(ledger: Ledger) -> None:
+    """Delete every row; for a few of them that takes half the time of TRUNCATE."""
+    with ledger.database.write() as connection:
+        tables = [table for table in reversed(metadata().sorted_tables) if table.name != "tallies"]
+        for table in (*tables, metadata().tables["tallies"]):  # last: triggers count what goes
+            connection.execute(sa.delete(table))
+
+
+@pytest.fixture
+def postgres_ledger(_postgres_migrated: str) -> Iterator[Ledger]:
+    """The ledger on PostgreSQL, empty."""
+    ledger = Ledger(_postgres_migrated)
+    empty(ledger)
+    with ledger.database.write() as connection:
+        connection.execute(sa.text("ALTER SEQUENCE attempts_id_seq RESTART"))
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture(scope="session")
+def _sqlite_migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "ledger.db"
+    ledger = Ledger(f"sqlite:///{path}")
+    ledger.migrate()
+    ledger.close()
+    return path
+
+
+@pytest.fixture
+def sqlite_ledger(tmp_path: Path, _sqlite_migrated: Path) -> Iterator[Ledger]:
+    """The ledger on SQLite, empty."""
+    shutil.copyfile(_sqlite_migrated, tmp_path / "ledger.db")
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger(request: pytest.FixtureRequest) -> Ledger:
+    """The ledger, once on SQLite and once on PostgreSQL."""
+    return request.getfixturevalue(f"{request.param}_ledger")
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> Callable[..., Settings]:
+    """Settings for a test: no environment, no waiting, any field overridden."""
+
+    def make(**overrides: Any) -> Settings:
+        values: dict[str, Any] = {
+            "futwork_api_key": "sandbox-key",
+            "futwork_base_url": "http://127.0.0.1:9/api",
+            "database_url": f"sqlite:///{tmp_path / 'ledger.db'}",
+            "spool_dir": tmp_path / "spool",
+            "account_rate": "5000/s",
+            "campaign_rate": "5000/s",
+            "backoff_base_seconds": 0.05,
+            "backoff_cap_seconds": 0.2,
+        }
+        return Settings(_env_file=None, **(values | overrides))
+
+    return make
+
+
+def make_lead(number: int = 0, **overrides: Any) -> Lead:
+    """A valid lead; each *number* is another person."""
+    values: dict[str, Any] = {"phone": f"+9198{number:08d}", "data": {"customer_name": f"Lead {number}"}}
+    values |= overrides
+    values.setdefault("key", values["phone"])
+    return Lead(**values)
+
+
+def make_claim(number: int = 0, **overrides: Any) -> Claim:
+    """A claim of `make_lead(number)`."""
+    lead = make_lead(number)
+    values: dict[str, Any] = {
+        "lead_id": lead_id(CAMPAIGN, lead.key),
+        "campaign_id": CAMPAIGN,
+        "token": uuid.uuid4(),
+        "expires_at": datetime.now(UTC) + timedelta(minutes=2),
+        "phone": lead.phone,
+        "data": '{"customer_name":"Lead"}',
+        "attempts": 0,
+        "lead_expires_at": datetime.now(UTC) + timedelta(days=1),
+    }
+    return Claim(**(values | overrides))
+
+
+def make_answer(claim: Claim, outcome: Outcome, **overrides: Any) -> Answer:
+    """What came of the claim's POST."""
+    values: dict[str, Any] = {
+        "started_at": NOW,
+        "duration": timedelta(milliseconds=12),
+        "http_status": 422 if outcome is Outcome.REJECTED else None,
+        "excerpt": "" if outcome is Outcome.ACCEPTED else f"it was {outcome.value}",
+    }
+    return Answer(claim, outcome, **(values | overrides))

@@ -1,0 +1,322 @@
+"""How messages are taken off a Redis queue: booked in the same step, so that nothing is in a socket alone."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kombu
+import kombu.transport
+import pytest
+import redis
+
+from pipeline.delivery import REST_SECONDS, RedisQueues, bell_of, book_when_taken, keep_malformed
+from pipeline.logs import logger
+from tests.waiting import until
+
+QUEUE = kombu.Queue("delivery", kombu.Exchange("delivery", type="direct"), routing_key="delivery")
+
+
+@pytest.fixture(autouse=True)
+def _booking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our transport for the length of a test."""
+    monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
+    monkeypatch.setattr("pipeline.delivery.TRANSPORT_ALIASES", kombu.transport.TRANSPORT_ALIASES)
+    resolve = kombu.transport.resolve_transport  # an earlier test of this process may have connected in kombu's own way
+    monkeypatch.setattr(kombu.transport, "_transport_cache", {"redis": resolve("redis")})
+    book_when_taken()
+
+
+@pytest.fixture
+def connection(valkey: redis.Redis, valkey_url: str) -> Iterator[kombu.Connection]:
+    """A worker's connection."""
+    options = {"visibility_timeout": 1, "unacked_restore_throttle": 1}  # kombu looks for the abandoned when it can
+    with kombu.Connection(valkey_url, transport_options=options) as made:
+        yield made
+
+
+def publish(connection: kombu.Connection, payload: object) -> None:
+    """Put a message into the queue."""
+    with connection.clone() as other:
+        other.Producer().publish(payload, exchange=QUEUE.exchange, routing_key="delivery", declare=[QUEUE])
+
+
+def drain(connection: kombu.Connection, *, until: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Let a consumer work until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, "it did not happen"
+        try:
+            connection.drain_events(timeout=0.1)
+        except (TimeoutError, socket.timeout):  # noqa: UP041 - kombu raises the old name on some systems
+            continue
+
+
+def take_and_die(connection: kombu.Connection, valkey: redis.Redis) -> None:
+    """A worker takes what is in the queue, and its machine is gone before it has read the answer."""
+    received: list[Any] = []
+    with connection.Consumer(QUEUE, callbacks=[lambda body, _: received.append(body)]) as consumer:
+        connection.transport.cycle.on_poll_start()  # the request is out, and nobody reads its answer
+        until(lambda: valkey.llen("delivery") == 0)
+        assert received == []
+        assert valkey.hlen("unacked") == valkey.zcard("unacked_index") == 1
+        consumer.channel.client.connection.disconnect()
+
+
+def taken_by_another(connection: kombu.Connection) -> list[Any]:
+    """What another worker gets, once it has got something; it looks for what was abandoned while it waits."""
+    received: list[Any] = []
+
+    def take(body: Any, message: Any) -> None:
+        received.append(body)
+        message.ack()
+
+    with connection.clone() as other, other.Consumer(QUEUE, callbacks=[take]) as consumer:
+        drain(other, until=lambda: consumer.channel.qos.restore_visible(interval=1) or received)
+    return received
+
+
+def test_a_message_is_booked_before_its_worker_has_read_it(connection: kombu.Connection, valkey: redis.Redis) -> None:
+    """The reply of a worker that died with it unread, or whose machine is gone, is given out again."""
+    publish(connection, {"lead": 1})
+    take_and_die(connection, valkey)
+    assert taken_by_another(connection) == [{"lead": 1}]
+    assert valkey.hlen("unacked") == valkey.llen("delivery") == 0
+
+
+def test_what_a_dead_worker_held_comes_back_although_the_next_hosts_clock_was_set_back(
+    connection: kombu.Connection, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen where a clock went back by an hour after a kill: what was held lay in the books for an hour."""
+    publish(connection, {"lead": 1})
+    take_and_die(connection, valkey)
+    for module in ("pipeline.delivery", "kombu.transport.redis"):
+        monkeypatch.setattr(f"{module}.time", lambda: time.time() - 3600)
+    assert taken_by_another(connection) == [{"lead": 1}]
+
+
+def test_what_a_dead_worker_held_comes_back_although_the_servers_clock_was_set_back(
+    connection: kombu.Connection, valkey: redis.Redis
+) -> None:
+    """kombu looks at no booking of the future, so it would lie there until the clock has caught up."""
+    publish(connection, {"lead": 1})
+    take_and_die(connection, valkey)
+    for tag in valkey.zrange("unacked_index", 0, -1):
+        valkey.zincrby("unacked_index", 3600, tag)
+    assert taken_by_another(connection) == [{"lead": 1}]
+    assert valkey.hlen("unacked") == valkey.zcard("unacked_index") == 0
+
+
+def test_a_message_is_written_into_the_books_once(connection: kombu.Connection, valkey: redis.Redis) -> None:
+    """kombu would write what it holds into the books again, a round trip and the whole message for each."""
+    publish(connection, {"lead": 1})
+    received: list[Any] = []
+    valkey.config_resetstat()
+    with connection.Consumer(QUEUE, callbacks=[lambda _, message: received.append(message)]) as consumer:
+        drain(connection, until=lambda: received)
+        assert valkey.info("commandstats")["cmdstat_hset"]["calls"] == 1
+        assert list(consumer.channel.qos._delivered) == [received[0].delivery_tag]
+        received[0].ack()
+    assert valkey.hlen("unacked") == 0
+
+
+def test_what_has_no_place_in_the_books_is_booked_by_kombu(connection: kombu.Connection, valkey: redis.Redis) -> None:
+    """Such as a message whose tag is a number, which a foreign producer may give it."""
+    properties = {"delivery_tag": 7, "delivery_info": {"exchange": "", "routing_key": "delivery"}}
+    valkey.lpush("delivery", json.dumps({"body": "1", "content-type": "application/json", "properties": properties}))
+    received: list[Any] = []
+    with connection.Consumer(QUEUE, callbacks=[lambda _, message: received.append(message)]):
+        drain(connection, until=lambda: received)
+        assert valkey.hkeys("unacked") == [b"7"]
+        received[0].ack()
+    assert valkey.hlen("unacked") == 0
+
+
+def test_a_malformed_message_that_could_not_be_kept_comes_again(
+    connection: kombu.Connection, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.delivery._keepers", [])
+    given, answers = [], [False, True]
+
+    def keep(item: bytes) -> bool:
+        given.append(json.loads(item)["body"])
+        return answers.pop(0)
+
+    keep_malformed(keep)
+    publish(connection, {"lead": 1})
+    message = json.loads(valkey.rpop("delivery"))
+    valkey.lpush("delivery", json.dumps(message | {"body": 5}))
+    with connection.Consumer(QUEUE) as consumer:
+        drain(connection, until=lambda: given)
+        assert (given, 1) == ([5], valkey.hlen("unacked"))
+        drain(connection, until=lambda: consumer.channel.qos.restore_visible(interval=1) or not answers)
+    assert given == [5, 5]
+    assert 0 == valkey.hlen("unacked") == valkey.zcard("unacked_index") == valkey.llen("delivery")
+
+
+def test_messages_come_in_their_order_and_an_acknowledged_one_leaves_no_trace(
+    connection: kombu.Connection, valkey: redis.Redis
+) -> None:
+    """What kombu promises of its own way of taking holds for this one."""
+    for number in range(20):
+        publish(connection, number)
+    received: list[int] = []
+
+    def take(body: int, message: Any) -> None:
+        received.append(body)
+        message.ack()
+
+    with connection.Consumer(QUEUE, callbacks=[take]):
+        drain(connection, until=lambda: len(received) == 20)
+    assert list(range(20)) == received
+    assert 0 == valkey.hlen("unacked") == valkey.zcard("unacked_index")
+
+
+def test_a_message_that_is_rejected_with_requeue_comes_again(connection: kombu.Connection) -> None:
+    """The book that the script writes is the one that kombu restores from."""
+    publish(connection, {"text": 'quotes " and \\ and ü'})
+    received: list[Any] = []
+
+    def take(body: Any, message: Any) -> None:
+        received.append(body)
+        message.ack() if len(received) > 1 else message.reject(requeue=True)
+
+    with connection.Consumer(QUEUE, callbacks=[take]):
+        drain(connection, until=lambda: len(received) == 2)
+    assert received == [{"text": 'quotes " and \\ and ü'}] * 2
+
+
+def test_an_idle_worker_rests_between_two_looks(connection: kombu.Connection, valkey: redis.Redis) -> None:
+    """It must not spin; and a message that comes meanwhile waits no longer than the rest."""
+    with connection.Consumer(QUEUE, callbacks=[lambda _, message: message.ack()]):
+        before = int(valkey.info("commandstats").get("cmdstat_eval", {"calls": 0})["calls"])
+        ends = time.monotonic() + 1
+        while time.monotonic() < ends:
+            try:
+                connection.drain_events(timeout=0.2)
+            except (TimeoutError, socket.timeout):  # noqa: UP041
+                continue
+        looks = int(valkey.info("commandstats")["cmdstat_eval"]["calls"]) - before
+    assert 5 < looks <= 1 / REST_SECONDS + 5
+
+
+@pytest.fixture
+def queues(valkey_url: str) -> Iterator[RedisQueues]:
+    """What our own producers put messages in with."""
+    pool = redis.ConnectionPool.from_url(valkey_url)
+    yield RedisQueues(pool)
+    pool.disconnect()
+
+
+def put(queues: RedisQueues, number: int) -> None:
+    """Put a message into the queue in our own way."""
+    queues.put("delivery", {}, {}, b"%d" % number)
+
+
+def test_a_worker_that_rests_is_woken_by_the_bell_of_its_queue(
+    connection: kombu.Connection, queues: RedisQueues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is half a minute here: nothing else could wake it in time."""
+    monkeypatch.setattr("pipeline.delivery.REST_SECONDS", 30)
+    received: list[Any] = []
+    other = kombu.Queue("other", kombu.Exchange("other", type="direct"), routing_key="other")
+
+    def take(body: Any, message: Any) -> None:
+        received.append(body)
+        message.ack()
+
+    with connection.Consumer([other, QUEUE], callbacks=[take]) as consumer:
+        for number in range(3):
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            assert consumer.channel._rests
+            put(queues, number)
+            drain(connection, until=lambda: len(received) == number + 1)  # noqa: B023 - called before it changes
+    assert received == [0, 1, 2]
+
+
+def test_each_of_two_workers_that_rest_is_woken_for_one_of_two_messages(
+    connection: kombu.Connection, queues: RedisQueues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ring wakes one worker, so two messages must ring twice."""
+    monkeypatch.setattr("pipeline.delivery.REST_SECONDS", 30)
+    received: dict[str, list[Any]] = {"one": [], "two": []}
+    with connection.clone() as other:
+        consumers = [
+            each.Consumer(QUEUE, callbacks=[lambda body, _, name=name: received[name].append(body)], prefetch_count=1)
+            for name, each in (("one", connection), ("two", other))
+        ]
+        for consumer, each in zip(consumers, (connection, other), strict=True):
+            consumer.consume()
+            with pytest.raises(TimeoutError):
+                each.drain_events(timeout=0.1)
+            assert consumer.channel._rests
+        put(queues, 1)
+        put(queues, 2)
+        for name, each in (("one", connection), ("two", other)):
+            drain(each, until=lambda: received[name])  # noqa: B023 - called before it changes
+    assert sorted(received["one"] + received["two"]) == [1, 2]
+
+
+def test_a_bell_that_nobody_hears_keeps_few_rings_and_they_do_no_harm(
+    connection: kombu.Connection, queues: RedisQueues, valkey: redis.Redis
+) -> None:
+    """Without a worker, or with busy ones alone, rings must not pile up; each that is left is one look for nothing."""
+    for number in range(100):
+        put(queues, number)
+    assert (valkey.llen("delivery"), valkey.llen(bell_of("delivery"))) == (100, 16)
+    received: list[Any] = []
+
+    def take(body: Any, message: Any) -> None:
+        received.append(body)
+        message.ack()
+
+    with connection.Consumer(QUEUE, callbacks=[take]):
+        drain(connection, until=lambda: len(received) == 100 and not valkey.llen(bell_of("delivery")))
+        put(queues, 100)
+        drain(connection, until=lambda: len(received) == 101)
+    assert list(range(101)) == received
+
+
+def test_the_channel_survives_a_broker_that_forgets_everything(
+    connection: kombu.Connection, valkey: redis.Redis
+) -> None:
+    """A restarted or emptied server has no scripts and no queues; the next message arrives all the same."""
+    received: list[Any] = []
+
+    def take(body: Any, message: Any) -> None:
+        received.append(body)
+        message.ack()
+
+    with connection.Consumer(QUEUE, callbacks=[take]):
+        publish(connection, 1)
+        drain(connection, until=lambda: received)
+        valkey.flushall()
+        valkey.script_flush()
+        publish(connection, 2)
+        drain(connection, until=lambda: len(received) == 2)
+    assert received == [1, 2]
+
+
+def test_a_connection_that_was_given_up_does_not_take_the_worker_with_it(
+    connection: kombu.Connection, valkey: redis.Redis
+) -> None:
+    """Seen when the broker died again while Celery gave a connection up: a close and an acknowledgement came after it.
+
+    kombu answers both with an AttributeError, which ends the worker, instead of an error of the connection.
+    """
+    publish(connection, {"lead": 1})
+    received: list[Any] = []
+    consumer = connection.Consumer(QUEUE, callbacks=[lambda _, message: received.append(message)])
+    consumer.consume()
+    drain(connection, until=lambda: received)  # it is not acknowledged yet
+    connection.transport.client = None  # what `Connection.collect` does
+    connection.default_channel._disconnect_pools()
+
+    received[0].ack_log_error(logger(__name__), connection.connection_errors)
+    connection.maybe_close_channel(connection.default_channel)
+
+    assert valkey.hlen("unacked") == 1, "it is given out again after the visibility timeout"

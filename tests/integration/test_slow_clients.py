@@ -1,0 +1,96 @@
+"""Clients that send slowly, or never end: none of them keeps a good one from its answer."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_web import ROOT, TOKEN, Server, event, serve
+
+__all__ = ["serve"]
+
+SLOW = 20  # clients of each kind; ten for each thread of the server
+HEAD = f"POST /webhooks/futwork HTTP/1.1\r\nHost: x\r\nx-api-key: {TOKEN}\r\nContent-Length: %d\r\n\r\n"
+
+KINDS = {
+    "says nothing": b"",
+    "stops within the head": b"POST /webhooks/futwork HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+    "has no token and no body": b"POST /webhooks/futwork HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
+    "does not close": b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "reads no answer": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 20,
+}
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+
+
+def answer(client: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+@pytest.fixture
+def hurried(tmp_path: Path) -> str:
+    """A configuration with the deadlines of the deployed one cut to a second."""
+    path = tmp_path / "hurried.conf.py"
+    path.write_text(
+        (ROOT / "gunicorn.conf.py").read_text()
+        + "\nfrom pipeline.web import serving\nserving.HEAD_SECONDS = serving.BODY_SECONDS = 1.0\n"
+    )
+    return str(path)
+
+
+def test_no_number_of_slow_clients_holds_the_threads(serve: Callable[..., Server]) -> None:
+    server = serve("--threads", "2", WEB_CONCURRENCY="1")
+    with contextlib.ExitStack() as stack:
+        for sent in KINDS.values():
+            for _ in range(SLOW):
+                client = stack.enter_context(connect(server))
+                client.sendall(sent)
+            assert server.post_event().status == 200
+        assert [server.post_event(number).status for number in range(20)] == [200] * 20
+
+
+def test_a_request_has_bounds_in_time_and_in_size(serve: Callable[..., Server], hurried: str) -> None:
+    """Of one that does not arrive in time, the head ends by a closed connection, a body with a token by a 408."""
+    server = serve("--config", hurried, "--threads", "2", WEB_CONCURRENCY="1")
+    with connect(server) as head, connect(server) as body:
+        head.sendall(b"POST /webhooks/futwork HTTP/1.1\r\nHost")
+        body.sendall((HEAD % 5000).encode() + b'{"callSid": "never ended"')
+        with contextlib.suppress(ConnectionResetError):
+            assert answer(head) == b""
+        said = answer(body)
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b"the body did not arrive whole in time" in said
+    assert server.spooled() == 0
+
+    for name, (sent, status) in HEADS.items():
+        with connect(server) as client:
+            client.sendall(sent)
+            assert answer(client).split()[1] == status, name
+
+    whole = (HEAD % len(event(1))).encode() + event(1)
+    with connect(server) as client:  # in pieces it is a request all the same
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in (whole[start : start + 7] for start in range(0, len(whole), 7)):
+            client.sendall(piece)
+        assert client.recv(12) == b"HTTP/1.1 200"
+    with connect(server) as client:  # and several at once are answered in turn
+        client.sendall(whole * 3 + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer(client).count(b"HTTP/1.1 200 OK") == 4
+    assert server.spooled() == 4
+    assert "Traceback" not in server.log.read_text()
+
+
+_ASK = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+HEADS = {
+    "a head without an end": (_ASK + b"X-Long: " + b"a" * 40_000, b"431"),
+    "a long field": (_ASK + b"X-Long: " + b"a" * 5_000 + b"\r\n\r\n", b"431"),
+    "many fields": (_ASK + b"A: b\r\n" * 60 + b"\r\n", b"431"),
+    "a long line": (b"GET /" + b"a" * 3_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"414"),
+}
