@@ -445,13 +445,14 @@ def test_while_the_sqlite_ledger_cannot_be_used_messages_stay_in_the_broker(make
     fleet.ledger.close()
     for child in worker.children():  # those that come after them have the file to open
         child.kill()
-    ledger, hidden = fleet.folder / "ledger.db", fleet.folder / "hidden.db"
-    ledger.rename(hidden)
-    ledger.mkdir()
+    # Each in one step, for where SQLite finds no file it makes one, and drops the write-ahead log of the other.
+    ledger, hidden, no_file = (fleet.folder / name for name in ("ledger.db", "hidden.db", "no_file"))
+    no_file.symlink_to(fleet.folder)
+    hidden.hardlink_to(ledger)
+    no_file.replace(ledger)
     with says_anew(worker, "the message goes back to its queue"):
         enqueue(CAMPAIGN, rows(600, start=600), settings=fleet.settings)
-    ledger.rmdir()
-    hidden.rename(ledger)
+    hidden.replace(ledger)
     until(lambda: fleet.accepted() == 1200, what=lambda: worker.log)
     assert len(quarantined(fleet)) == 2
     assert not (fleet.folder / "spool").exists()
