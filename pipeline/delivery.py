@@ -181,6 +181,8 @@ class _Booking:
     """What is put in the place of kombu's BRPOP; kombu's poller calls both methods by these names."""
 
     QoS = _QoS
+    unacked_mutex_expire = 10
+    """Seconds that a process which dies while it gives messages out again keeps all others from it; kombu's are 300."""
     _rests = False
     _booked = False  # whether the message that is being delivered is in the books
 

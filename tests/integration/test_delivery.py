@@ -87,6 +87,29 @@ def test_a_message_is_booked_before_its_worker_has_read_it(connection: kombu.Con
     assert valkey.hlen("unacked") == valkey.llen("delivery") == 0
 
 
+def test_who_dies_while_it_gives_out_again_keeps_the_others_from_it_for_seconds_only(
+    connection: kombu.Connection, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen where Valkey was killed in that moment: the lock was in its file, and events waited for five minutes."""
+    publish(connection, {"lead": 1})
+    take_and_die(connection, valkey)
+    waits: list[int] = []
+
+    def die(*_: Any, **__: Any) -> None:
+        waits.append(valkey.pttl("unacked_mutex"))
+        monkeypatch.setattr("redis.lock.Lock.release", lambda _: None)
+        raise MemoryError
+
+    with connection.clone() as dying, dying.Consumer(QUEUE) as consumer:
+        monkeypatch.setattr(consumer.channel.qos, "restore_by_tag", die)
+        with pytest.raises(MemoryError):
+            until(lambda: consumer.channel.qos.restore_visible(interval=1))
+    assert 0 < waits[0] <= 10_000
+    assert valkey.exists("unacked_mutex")
+    valkey.pexpire("unacked_mutex", 100)
+    assert taken_by_another(connection) == [{"lead": 1}]
+
+
 def test_what_a_dead_worker_held_comes_back_although_the_next_hosts_clock_was_set_back(
     connection: kombu.Connection, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
