@@ -112,6 +112,8 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _stop("stopped", code=128 + (ended_by[0] if ended_by else signal.SIGINT))
     except Exception as error:
+        if _is_an_end(error):
+            _stop("stopped", code=128 + ended_by[0])
         if os.environ.get("PIPELINE_DEBUG") == "1":
             raise
         _stop(_explain(error))
@@ -137,6 +139,11 @@ def _end_orderly_on_signals() -> list[int]:
         if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` wants it so
             signal.signal(number, end)
     return came
+
+
+def _is_an_end(error: BaseException) -> bool:
+    """Whether a signal became this error; Python 3.11 makes a RuntimeError of what is raised in a `__set_name__`."""
+    return isinstance(error, _Ended) or (error.__cause__ is not None and _is_an_end(error.__cause__))
 
 
 def _stop(message: str, *, code: int = 2) -> NoReturn:

@@ -884,10 +884,25 @@ def test_a_signal_ends_a_command_without_a_traceback(tmp_path, number, code):
     assert (command.returncode, out, err.strip()) == (code, b"", b"pipeline: stopped")
 
 
-def test_a_signal_during_an_import_ends_a_command_with_the_same_code(tmp_path):
-    """Python ends a process by SIGINT if a KeyboardInterrupt passed through an `exec`, as that of a dataclass."""
-    code = "import os, signal; os.kill(os.getpid(), signal.SIGTERM); signal.pause()"
-    script = f"from pipeline import cli\ncli.cli.main = lambda **_: exec({code!r})\ncli.main()"
+@pytest.mark.parametrize(
+    "where",
+    [
+        "exec('hit()', globals())",
+        "type('Cached', (), {'name': type('Property', (), {'__set_name__': hit})()})",
+    ],
+    ids=["in-an-exec", "while-a-class-is-made"],
+)
+def test_a_signal_during_an_import_ends_a_command_with_the_same_code(tmp_path, where):
+    """Python ends a process by SIGINT if a KeyboardInterrupt passed through an `exec`, as that of a dataclass; and it
+    makes a RuntimeError of what is raised where a class is made, as that of a cached property."""
+    script = f"""
+import os, signal
+from pipeline import cli
+def hit(*_):
+    os.kill(os.getpid(), signal.SIGTERM); signal.pause()
+cli.cli.main = lambda **_: {where}
+cli.main()
+"""
     (tmp_path / "command.py").write_text(script)
     done = subprocess.run([sys.executable, "-m", "command"], cwd=tmp_path, capture_output=True, timeout=30)
 
