@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,10 @@ POSTGRES_URL = os.environ.get("TEST_DATABASE_URL", "postgresql+psycopg://postgre
 RABBITMQ_URL = os.environ.get("TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672//")
 CAMPAIGN = "68ecc86fd9fbecbe9431a18e"
 NOW = datetime(2026, 5, 8, 12, 0, tzinfo=UTC)
+
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # under `nohup` or in a script's background
+        signal.signal(_number, lambda *_: None)  # ignored here as before, and heeded by the processes that tests start
 
 
 def missing(service: str, why: object) -> None:

@@ -22,7 +22,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -869,10 +868,7 @@ def test_a_full_disk_behind_stdout_is_one_line(story, tmp_path, arguments):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_a_command_without_a_traceback(tmp_path, number, code):
-    heeded = partial(signal.signal, number, signal.SIG_DFL)  # also where the tests run under `nohup`
-    command = start(
-        "enqueue", "-", "--campaign", CAMPAIGN, stdin=subprocess.PIPE, cwd=tmp_path, preexec_fn=heeded
-    )  # fmt: skip
+    command = start("enqueue", "-", "--campaign", CAMPAIGN, stdin=subprocess.PIPE, cwd=tmp_path)
     try:
         until(lambda: catches(command.pid, number) and catches(command.pid, signal.SIGTERM))
         command.send_signal(number)
