@@ -25,7 +25,7 @@ up: setup  ## run every part in one terminal against the sandbox, until Ctrl-C
 	@$(BIN)/pipeline up --sandbox $(ARGS)
 
 test: setup  ## run the whole test suite; a test whose service is absent skips and says so
-	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 6 --dist worksteal $(ARGS)
 
 chaos: setup  ## kill, cut, fill and mis-set every part under load, and check the promises (some ten minutes)
 	@$(BIN)/python -m tests.chaos $(ARGS)
