@@ -19,7 +19,8 @@ _CAMPAIGN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 OUTAGE_RUN = 5  # troubled outcomes in a row without an acceptance; the design's figure
 REJECTION_RUN = 20  # rejected leads in a row: rather a schema that changed than twenty bad leads; the design's figure
 
-_TROUBLE = frozenset({Outcome.NOT_SENT, Outcome.BUSY, Outcome.FAILED, Outcome.UNCERTAIN})
+TROUBLE = frozenset({Outcome.NOT_SENT, Outcome.BUSY, Outcome.FAILED, Outcome.UNCERTAIN})
+"""Outcomes that a Futwork in good order has no reason for."""
 
 
 class InvalidCampaignId(ValueError):
@@ -112,7 +113,7 @@ class Runs:
             return Runs()
         if outcome is Outcome.REJECTED:
             return Runs(troubled=0, rejected=self.rejected + 1)
-        if outcome in _TROUBLE:
+        if outcome in TROUBLE:
             return replace(self, troubled=self.troubled + 1)
         return self
 

@@ -60,6 +60,8 @@ class Slice:
     """Why the slice ended: idle, limit, time, others wait, held, released, not active, no turn, stopping."""
     more: bool = False
     """Whether due work may be left that should not wait for the sweep."""
+    worked_at: datetime | None = None
+    """When the youngest of the POSTs that were accepted began."""
 
     @property
     def posts(self) -> int:
@@ -317,8 +319,10 @@ class Dispatcher:
             self._meter.observe_all(SUBMISSION_SECONDS, seconds, outcome.value)
         if Outcome.THROTTLED in took:
             self._slow_down(campaign, answers, retry)
+        began = [answer.started_at for answer in answers if answer.outcome is Outcome.ACCEPTED]
+        done.worked_at = max([*began, done.worked_at] if done.worked_at else began, default=None)
         settlements = [settle(answer, retry, now=now, jitter=self._jitter, probe=probe) for answer in answers]
-        recorded = self._record_patiently(campaign, settlements, now=now, probe=probe)
+        recorded = self._record_patiently(campaign, settlements, now=now, probe=probe, worked_at=done.worked_at)
         if recorded.late:
             log.warning("answers came after their claims had ended", campaign=campaign.id, leads=recorded.late_ids)
         _log_answers(campaign, settlements)
@@ -330,7 +334,13 @@ class Dispatcher:
             log.error("campaign held", campaign=campaign.id, kind=recorded.held.kind.value, reason=recorded.held.reason)
 
     def _record_patiently(
-        self, campaign: Campaign, settlements: Sequence[Settlement], *, now: datetime, probe: bool
+        self,
+        campaign: Campaign,
+        settlements: Sequence[Settlement],
+        *,
+        now: datetime,
+        probe: bool,
+        worked_at: datetime | None,
     ) -> Recorded:
         """Record, trying again while the ledger is away or two records wait for each other.
 
@@ -341,7 +351,12 @@ class Dispatcher:
         while True:
             try:
                 return self._ledger.leads.record(
-                    campaign, settlements, probe_after=probe_interval(0, self._settings), now=now, probe=probe
+                    campaign,
+                    settlements,
+                    probe_after=probe_interval(0, self._settings),
+                    now=now,
+                    probe=probe,
+                    worked_at=worked_at,
                 )
             except LedgerUnavailable as error:
                 pause = next(patience, None)

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from pipeline.campaign import REJECTION_RUN, Campaign, CampaignState, Hold, HoldKind, Runs, hold_after
+from pipeline.campaign import REJECTION_RUN, TROUBLE, Campaign, CampaignState, Hold, HoldKind, Runs, hold_after
 from pipeline.lead import TRANSITIONS, Claim, Lead, LeadState, Outcome, Settlement, lead_id
 from pipeline.ledger import campaigns as campaign_sql
 from pipeline.ledger.database import CLOCKS_APART, Columns, Database, UtcDateTime, plain_id
@@ -252,12 +252,16 @@ class Leads:
         probe_after: timedelta,
         now: datetime,
         probe: bool = False,
+        worked_at: datetime | None = None,
     ) -> Recorded:
         """Write the outcomes of a batch, its attempts, and the hold that they call for, in one transaction.
 
         A settlement counts only while its lead still shows the claim's token; a lead that an event or a successor moved
         on keeps its state. An acceptance that comes late is evidence all the same: the lead is not sent again. Safe to
         repeat: an attempt is known by its lead and claim. Only the runs of a repeated call are counted again.
+
+        *worked_at* is when the youngest POST began that the caller knows to be accepted. One that began before and had
+        no good end tells of no outage: among many at once, those that wait for an answer in vain are the last to end.
         """
         if not settlements:
             return Recorded(0, 0, None, released=False)
@@ -272,7 +276,13 @@ class Leads:
             held, released = None, False
             if not plain:
                 held, released = self._judge(
-                    connection, campaign, settlements, probe_after=probe_after, now=now, probe=probe
+                    connection,
+                    campaign,
+                    settlements,
+                    probe_after=probe_after,
+                    now=now,
+                    probe=probe,
+                    worked_at=worked_at,
                 )
         return Recorded(len(done), len(late), held, released, tuple(one.answer.claim.lead_id for one in late))
 
@@ -391,6 +401,7 @@ class Leads:
         probe_after: timedelta,
         now: datetime,
         probe: bool,
+        worked_at: datetime | None,
     ) -> tuple[Hold | None, bool]:
         """Count the runs and apply the hold or the release that they call for, inside the record's transaction."""
         outcomes = [one.answer.outcome for one in settlements]
@@ -398,6 +409,8 @@ class Leads:
         row = campaign_sql.lock(connection, campaign.id, with_account=probe or Outcome.REFUSED_KEY in outcomes)
         runs, hold = Runs(row.troubled_run, row.rejected_run), None
         for one in settlements:
+            if one.answer.outcome in TROUBLE and worked_at is not None and one.answer.started_at < worked_at:
+                continue
             runs = runs.after(one.answer.outcome)
             found = hold_after(one.answer.outcome, runs, excerpt=one.answer.excerpt)
             if found is not None and (hold is None or found.spans_account or not hold.spans_account):

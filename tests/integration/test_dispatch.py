@@ -1,5 +1,6 @@
 """Dispatch from end to end: a real ledger, a real Valkey, and a Futwork that answers as it is told."""
 
+import itertools
 import threading
 import time
 import uuid
@@ -404,6 +405,25 @@ def test_an_outage_holds_the_campaign_and_harms_few_leads(each_bench, handle, st
     assert 5 <= len(charged) <= 5 + CONCURRENCY
     assert {lead["state"] for lead in charged} == {state}
     assert {lead["state"] for lead in bench.leads() if not lead["attempts"]} == {"queued"}
+
+
+def test_answers_that_never_come_are_no_outage_while_what_is_sent_later_is_accepted(each_bench):
+    """Seen where one POST in twelve stalled: these end last, so in a row, and held the campaign when nothing was left."""
+    bench = each_bench
+    bench.take_in(40)
+    stalled = itertools.count()
+
+    def handle(peer):
+        while peer.request():
+            if next(stalled) < 6:
+                peer.hang()
+            else:
+                peer.answer("200 OK", b"{}")
+
+    with raw_server(handle) as server:
+        done = bench.dispatcher(server.url, read_timeout_seconds=1.5).run(CAMPAIGN)
+    assert (done.ended, bench.campaign()["state"]) == ("idle", "active")
+    assert bench.states() == {"submitted": 34, "uncertain": 6}
 
 
 def test_without_a_key_the_account_is_held_and_nothing_is_sent(each_bench):

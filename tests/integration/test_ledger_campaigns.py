@@ -130,6 +130,19 @@ def test_five_troubled_outcomes_in_a_row_hold_the_campaign(ledger: Ledger, outco
     assert (found.stopped_at, found.probe_at, found.probes) == (NOW, NOW + FIRST_PROBE, 0)
 
 
+def test_what_began_before_another_post_was_accepted_tells_of_no_outage(ledger: Ledger) -> None:
+    fill(ledger, FIRST)
+
+    def waited_in_vain(count: int, *, began: datetime) -> Recorded:
+        answers = [make_answer(one, Outcome.UNCERTAIN, started_at=began) for one in claim(ledger, FIRST, count)]
+        done = [settle(one, RETRY, now=NOW, jitter=random.Random(7)) for one in answers]
+        return ledger.leads.record(Campaign(FIRST), done, probe_after=FIRST_PROBE, now=NOW, worked_at=NOW)
+
+    assert waited_in_vain(9, began=NOW - MINUTE).held is None
+    assert runs(ledger) == (0, 0)
+    assert waited_in_vain(5, began=NOW + MINUTE).held is not None
+
+
 def test_twenty_rejected_leads_in_a_row_hold_the_campaign(ledger: Ledger) -> None:
     fill(ledger, FIRST)
     assert send(ledger, FIRST, *[Outcome.REJECTED] * 19).held is None
