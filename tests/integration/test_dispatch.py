@@ -408,7 +408,7 @@ def test_an_outage_holds_the_campaign_and_harms_few_leads(each_bench, handle, st
 
 
 def test_answers_that_never_come_are_no_outage_while_what_is_sent_later_is_accepted(each_bench):
-    """Seen where one POST in twelve stalled: these end last, so in a row, and held the campaign when nothing was left."""
+    """Seen where one POST in twelve stalled: these end last, so in a row; the campaign was held with nothing left."""
     bench = each_bench
     bench.take_in(40)
     stalled = itertools.count()
