@@ -509,6 +509,15 @@ class DiscreetRequest(Request):
         plain = {name: value for name, value in self._request_dict.items() if isinstance(value, str | int | float)}
         return plain | {"delivery_info": {"redelivered": bool(self.delivery_info["redelivered"])}}
 
+    def _retry_worker_lost(self, exc: BaseException, exc_info: Any) -> bool:
+        """Have the message of a child that died tried again; where it cannot be published, the broker still has it.
+
+        Celery would acknowledge it then and give it up, so that it would lie in quarantine with nothing wrong in it.
+        """
+        if not super()._retry_worker_lost(exc, exc_info):
+            self.reject(requeue=True)
+        return True
+
     def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002 - never the arguments themselves
         """What `celery inspect` and Flower show."""
         shown: dict[str, Any] = super().info(safe=True)

@@ -8,6 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import WorkerLostError
+from celery import signals
 
 from pipeline import tasks
 from pipeline.ledger import LedgerUnavailable, SchemaMismatch, ledger_is_at_fault
@@ -135,6 +138,38 @@ def test_an_app_without_a_redis_for_the_limit_is_not_built(
 ) -> None:
     with pytest.raises(SettingsError, match="REDIS_URL is not set"):
         tasks.build_app(make_settings(broker_url="amqp://127.0.0.1"))
+
+
+def test_what_a_killed_child_had_is_left_to_the_broker_if_that_is_away_in_the_same_moment(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """Seen where both were killed: nothing was wrong with the events, and they lay in quarantine."""
+    nowhere = "redis://127.0.0.1:1/0"
+    app = tasks.build_app(make_settings(broker_url=nowhere, redis_url=nowhere))
+    task = app.tasks["pipeline.events"]
+    sent = app.amqp.as_task_v2("an-id", task.name, args=[{}])
+    done: list[Any] = []
+    message = SimpleNamespace(
+        headers=sent.headers, properties=sent.properties, body=sent.body, payload=sent.body,
+        content_type="application/json", content_encoding="utf-8", delivery_info={"redelivered": False},
+        ack_log_error=lambda *_, **__: done.append("acknowledged"),
+        reject_log_error=lambda _log, _errors, requeue: done.append(f"rejected, {requeue=}"),
+    )  # fmt: skip
+    request = tasks.DiscreetRequest(
+        message, app=app, task=task, headers=sent.headers, body=sent.body, decoded=True,
+        on_ack=message.ack_log_error, on_reject=message.reject_log_error,
+    )  # fmt: skip
+    given_up: list[Any] = []
+
+    def note(**about: Any) -> None:
+        given_up.append(about["exception"])
+
+    signals.task_failure.connect(note, sender=task)
+    try:
+        raise WorkerLostError("killed")
+    except WorkerLostError:
+        request.on_failure(ExceptionInfo())
+    assert (done, given_up) == (["rejected, requeue=True"], [])
 
 
 def test_a_child_of_a_worker_that_shuts_down_does_not_wait_half_a_minute_to_end(
