@@ -11,6 +11,7 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery import signals
+from kombu.exceptions import OperationalError
 
 from pipeline import tasks
 from pipeline.ledger import LedgerUnavailable, SchemaMismatch, ledger_is_at_fault
@@ -141,12 +142,17 @@ def test_an_app_without_a_redis_for_the_limit_is_not_built(
 
 
 def test_what_a_killed_child_had_is_left_to_the_broker_if_that_is_away_in_the_same_moment(
-    make_settings: Callable[..., Settings],
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen where both were killed: nothing was wrong with the events, and they lay in quarantine."""
     nowhere = "redis://127.0.0.1:1/0"
     app = tasks.build_app(make_settings(broker_url=nowhere, redis_url=nowhere))
     task = app.tasks["pipeline.events"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OperationalError("Connection refused")
+
+    monkeypatch.setattr(task, "signature_from_request", refuse)
     sent = app.amqp.as_task_v2("an-id", task.name, args=[{}])
     done: list[Any] = []
     message = SimpleNamespace(
