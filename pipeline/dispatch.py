@@ -120,9 +120,12 @@ class Dispatcher:
             return done
         try:
             self._work(turn, done)
-        finally:
+        except Exception:
             self._give_up(turn)
             self._forget_what_is_out(done)
+            raise
+        finally:  # also when told to end, perhaps in the midst of counting what is out: then it waits for nothing
+            self._give_up(turn)
         # Leads that came in between the last claim and the end of the turn were promised to this dispatcher.
         done.more = done.more or self._has_work(done)
         if done.posts:

@@ -278,20 +278,10 @@ class Rig:
         return took
 
     def stop_quick(self, name: str, *, patience: float, seconds: float = 30.0) -> float:
-        """SIGTERM, then SIGQUIT once patience is over; wait, start it again, return the time from SIGQUIT on.
-
-        A worker's patience begins when it has said that it shuts down: both signals at once, as they come to one that
-        had no time yet to handle the first, may leave it standing (`docs/reliability.md`).
-        """
+        """SIGTERM, then SIGQUIT once patience is over; wait, start it again, return the time from SIGQUIT on."""
         self.note(f"SIGTERM to {name}, SIGQUIT {patience:.1f} s later")
         part = self._parts[name]
-        seen = part.log.stat().st_size
         part.process.terminate()
-        deadline = time.monotonic() + seconds
-        while name in ("dispatch", "records") and part.process.poll() is None and time.monotonic() < deadline:
-            if b"Warm shutdown" in part.log.read_bytes()[seen:]:
-                break
-            time.sleep(0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):
             part.process.wait(patience)
         took = self._stop(part, signal.SIGQUIT, seconds)

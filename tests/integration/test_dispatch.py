@@ -14,7 +14,8 @@ import sqlalchemy as sa
 
 from pipeline.campaign import CampaignState, Hold, HoldKind
 from pipeline.dispatch import Dispatcher
-from pipeline.futwork import Futwork
+from pipeline.futwork import Futwork, with_curl, with_requests
+from pipeline.futwork.wire import taken
 from pipeline.lead import lead_id
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.ledger.tables import campaigns, leads
@@ -941,6 +942,35 @@ def test_a_fault_in_a_slice_records_what_is_out_and_leaves_nothing_to_the_next_c
         assert bench.turns.take(CAMPAIGN, most=1, lease=seconds(10)) is not None
         assert dispatcher.run(OTHER).outcomes == {"accepted": 5}
         assert bench.states(OTHER) == {"submitted": 5}
+
+
+@pytest.mark.parametrize(("engine", "module"), [("curl", with_curl), ("requests", with_requests)])
+def test_a_dispatcher_that_is_told_to_end_at_once_waits_for_nothing(bench, monkeypatch, engine, module):
+    """A quick stop raises SystemExit anywhere, also after an answer was taken and before it is counted."""
+    bench.take_in(20)
+    signals = [SystemExit]
+
+    def interrupted(*args, **options):
+        replies = taken(*args, **options)
+        if replies and signals:
+            raise signals.pop()
+        return replies
+
+    monkeypatch.setattr(module, "taken", interrupted)
+    with run_in_thread(Options(latency_ms=20)) as sandbox:
+        dispatcher = bench.dispatcher(sandbox.url, futwork_http_engine=engine)
+
+        def run():
+            with suppress(SystemExit):
+                dispatcher.run(CAMPAIGN)
+
+        running = threading.Thread(target=run, daemon=True)  # one that waits for ever must not hold up the suite
+        running.start()
+        running.join(10)
+        assert not running.is_alive()
+        assert not signals
+        assert bench.states() == {"sending": CONCURRENCY, "queued": 20 - CONCURRENCY}
+        assert bench.turns.take(CAMPAIGN, most=1, lease=seconds(10)) is not None
 
 
 def test_what_an_answer_says_never_breaks_the_record(each_bench):
