@@ -442,8 +442,10 @@ def throttle(this: Round) -> None:
     """Futwork allows a third of what we believe, then nothing at all for a while, then everything."""
     this.feed.leads(this.size(900, 250), seconds=1)
     this.rig.pause(2.0, 3.0)
+    heard = _throttled(this)
     this.rig.control(rate="1/m")
     this.rig.note("Futwork throttles everything, Retry-After up to a minute")
+    this.await_that(lambda: _throttled(this) > heard, "no worker was told to be silent", seconds=30)
     this.rig.pause(1.0, 2.0)
     before = this.rig.stats()["received"]
     this.rig.pause(3.0, 4.0)
@@ -451,6 +453,10 @@ def throttle(this: Round) -> None:
     this.notes["posts in the storm"] = storm
     this.expect(storm <= 2, f"{storm} POSTs went out while Futwork asked for a minute of silence")
     this.rig.control(rate=None)
+
+
+def _throttled(this: Round) -> int:
+    return int(this.rig.stats()["outcomes"].get("throttled", 0))
 
 
 @experiment(
