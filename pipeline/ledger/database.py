@@ -131,7 +131,10 @@ class Database:
 
     @contextmanager
     def write_one(self) -> Iterator[sa.Connection]:
-        """A connection for a single statement that writes: it commits by itself, without round trips around it."""
+        """A connection for a single statement that writes: it commits by itself, without round trips around it.
+
+        So does each that follows, save on SQLite, where all are one transaction.
+        """
         if self.is_sqlite:
             with self.write() as connection:
                 yield connection
