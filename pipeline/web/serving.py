@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import selectors
 import socket
 import time
 from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -32,7 +34,7 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0
 
 
 class SlowClient(OSError):
-    """The client did not send its request in the time that one may take."""
+    """The client did not send its request, or take its answer, in the time that one may take."""
 
     def __init__(self) -> None:
         super().__init__(errno.ECONNRESET, "the client was too slow")  # gunicorn ends such a connection quietly
@@ -66,8 +68,7 @@ class PatientWorker(ThreadWorker):
             super().enqueue_req(conn)
             return
         try:
-            conn.sock.setblocking(False)
-            head = conn.sock.recv(_HEAD_BYTES, socket.MSG_PEEK)
+            head = conn.sock.peek(_HEAD_BYTES)
             ended = not head
         except BlockingIOError:
             head, ended = b"", False
@@ -93,11 +94,15 @@ class PatientWorker(ThreadWorker):
     def handle(self, conn: Any) -> Any:
         """Read the request, against a deadline, and answer it."""
         if not self.cfg.is_ssl:
-            conn.sock.setblocking(True)
-            conn.init()
-            if not conn.is_http2:
-                conn.parser.unreader.sock = _Deadlined(conn.sock, time.monotonic() + BODY_SECONDS)
+            conn.sock.settimeout(BODY_SECONDS)
         return super().handle(conn)
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Answer a request, the answer's head in one with the beginning of its body."""
+        if self.cfg.is_ssl:
+            return super().handle_request(req, conn)
+        with conn.sock.holding_the_head():
+            return super().handle_request(req, conn)
 
     def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
         return keepalive and bool(conn.parser.finish_body(deadline=time.monotonic() + _DRAIN_SECONDS))
@@ -119,7 +124,7 @@ class PatientWorker(ThreadWorker):
     def linger(self, sock: socket.socket) -> None:
         """Close a connection once the client has closed its side, or soon; the poller waits, not a thread."""
         try:
-            sock.setblocking(False)
+            sock.setblocking(False)  # one that speaks TLS may block
             sock.shutdown(socket.SHUT_WR)
             _wake_at(sock, 1)
             self.poller.register(sock, selectors.EVENT_READ, self._swallow)
@@ -159,42 +164,109 @@ class _Connection(TConn):
         super().__init__(worker.cfg, sock, client, server)
         self._worker = worker
         self.head_until: float | None = None
+        if not worker.cfg.is_ssl:
+            self.sock = _Socket(sock)
 
     def close(self, graceful: bool = False) -> None:
         """Close; gunicorn's own graceful way would hold the worker's main thread for as long as the client likes."""
         if graceful and self._worker.alive:
-            self._worker.linger(self.sock)
+            self._worker.linger(self.sock.bare() if isinstance(self.sock, _Socket) else self.sock)
         else:
             super().close(graceful)
 
 
-class _Deadlined:
-    """A socket to read from until a moment, however the bytes trickle in; what is sent has a bound of its own."""
+class _Socket:
+    """A socket that never blocks in the kernel, and waits for the client only where it has to.
 
-    def __init__(self, sock: socket.socket, until: float) -> None:
+    Each call that may block lets the threads that wait for the interpreter go first; a Python socket with a timeout
+    makes four of them to read what is there already. Here that is one.
+
+    What is read has to come until a moment, however the bytes trickle in; what is sent has a bound of its own.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
         self._sock = sock
-        self._until = until
+        self._until = float("inf")
+        self._held: bytes | None = None  # the answer's head; None where nothing is to be held (any more)
+
+    def bare(self) -> socket.socket:
+        """The socket itself, which does not block."""
+        return self._sock
+
+    def peek(self, size: int) -> bytes:
+        """What has come and is not read yet; raises `BlockingIOError` if that is nothing."""
+        return self._sock.recv(size, socket.MSG_PEEK)
 
     def recv(self, size: int) -> bytes:
         """What comes next; raises `SlowClient` once the time is over."""
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise SlowClient
-        self._sock.settimeout(left)
+        while True:
+            if time.monotonic() >= self._until:
+                raise SlowClient
+            try:
+                return self._sock.recv(size)
+            except BlockingIOError:
+                self._wait(select.POLLIN, self._until)
+
+    def sendall(self, data: bytes) -> None:
+        """Send it all; raises `SlowClient` if the client does not take it in time."""
+        if self._held is None:
+            self._send(data)
+        elif self._held:
+            held, self._held = self._held, None
+            self._send(held + data)
+        else:
+            self._held = data
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send a part of a file, as `socket.sendfile` does."""
+        self._send_held()
+        self._sock.settimeout(ANSWER_SECONDS)
         try:
-            return self._sock.recv(size)
-        except TimeoutError:
-            raise SlowClient from None
+            return self._sock.sendfile(file, offset, count)
         finally:
-            self._sock.settimeout(ANSWER_SECONDS)
+            self._sock.setblocking(False)
 
-    def gettimeout(self) -> float:
-        """The seconds that are left; gunicorn asks before it shortens them."""
-        return max(0.0, self._until - time.monotonic())
+    @contextlib.contextmanager
+    def holding_the_head(self) -> Iterator[None]:
+        """Hold the first part that is sent, the head, until the second comes or the block ends."""
+        self._held = b""
+        try:
+            yield
+        finally:
+            self._send_held()
 
-    def settimeout(self, seconds: float) -> None:
+    def gettimeout(self) -> float | None:
+        """The seconds that are left for reading; gunicorn asks before it shortens them."""
+        return None if self._until == float("inf") else max(0.0, self._until - time.monotonic())
+
+    def settimeout(self, seconds: float | None) -> None:
         """Let reading end in so many seconds."""
-        self._until = time.monotonic() + seconds
+        self._until = float("inf") if seconds is None else time.monotonic() + seconds
+
+    def setblocking(self, blocking: bool) -> None:
+        """Nothing: it never blocks in the kernel, and its methods wait as they are told."""
+
+    def _send_held(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            self._send(held)
+
+    def _send(self, data: bytes) -> None:
+        left, until = memoryview(data), 0.0
+        while left:
+            try:
+                left = left[self._sock.send(left) :]
+            except BlockingIOError:
+                until = until or time.monotonic() + ANSWER_SECONDS
+                self._wait(select.POLLOUT, until)
+
+    def _wait(self, event: int, until: float) -> None:
+        poll = select.poll()
+        poll.register(self._sock, event)
+        left = until - time.monotonic()
+        if left <= 0 or not poll.poll(None if left == float("inf") else left * 1000):
+            raise SlowClient
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

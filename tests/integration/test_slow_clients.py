@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,65 @@ def test_a_request_has_bounds_in_time_and_in_size(serve: Callable[..., Server], 
         assert answer(client).count(b"HTTP/1.1 200 OK") == 4
     assert server.spooled() == 4
     assert "Traceback" not in server.log.read_text()
+
+
+ANSWERS = """
+from flask import Flask, send_file
+
+app = Flask(__name__)
+for name, answer in {
+    "healthz": lambda: "well",
+    "short": lambda: "short",
+    "none": lambda: ("", 204),
+    "long": lambda: b"x" * 20_000_000,
+    "parts": lambda: (b"x" * 8192 for _ in range(1000)),
+    "file": lambda: send_file(__file__.replace("answers.py", "large")),
+}.items():
+    app.get(f"/{name}", endpoint=name)(answer)
+"""
+
+
+@pytest.fixture
+def answering(tmp_path: Path, serve: Callable[..., Server]) -> Server:
+    """Our worker with one thread before an app that gives all kinds of answers, which must be taken within a second."""
+    (tmp_path / "answers.py").write_text(ANSWERS)
+    (tmp_path / "large").write_bytes(b"x" * 8_000_000)
+    conf = tmp_path / "answers.conf.py"
+    conf.write_text(
+        "from pipeline.web import serving\nserving.ANSWER_SECONDS = 1.0\n"
+        "worker_class, threads = 'pipeline.web.serving.PatientWorker', 1\n"
+    )
+    return serve("--config", str(conf), "--pythonpath", str(tmp_path), app="answers:app", WEB_CONCURRENCY="1")
+
+
+def ask(client: socket.socket, name: str, *more: str) -> None:
+    client.sendall("\r\n".join([f"GET /{name} HTTP/1.1", "Host: x", *more, "", ""]).encode())
+
+
+def test_an_answer_goes_out_whole_however_it_is_taken(answering: Server) -> None:
+    """A short one in one piece; a long one, in parts or from a file, also to a client that takes it in small bites."""
+    with connect(answering) as client:
+        for _ in range(2):
+            ask(client, "short")
+            assert client.recv(65536).endswith(b"\r\n\r\nshort")
+        ask(client, "none", "Connection: close")
+        assert answer(client).endswith(b"\r\n\r\n")
+    for name in ("parts", "file"):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", answering.port))
+            ask(client, name, "Connection: close")
+            taken = b"".join(iter(partial(client.recv, 3000), b""))
+        assert taken.count(b"x" * 8192 if name == "parts" else b"x") >= 1000, name
+        assert taken.endswith(b"x\r\n0\r\n\r\n" if name == "parts" else b"x" * 8_000_000), name
+
+
+def test_a_client_that_takes_no_answer_holds_a_thread_for_a_while_only(answering: Server) -> None:
+    with connect(answering) as idle, connect(answering) as client:
+        ask(idle, "long")
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        ask(client, "short")
+        assert client.recv(65536).endswith(b"short")
 
 
 _ASK = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"

@@ -88,7 +88,7 @@ def servers(parent: Path) -> Iterator[Callable[..., Server]]:
     """Start gunicorn as the Procfile does, with these settings and further arguments."""
     started: list[Server] = []
 
-    def start(*arguments: str, **settings: str) -> Server:
+    def start(*arguments: str, app: str = "web:app", **settings: str) -> Server:
         folder = parent / f"web-{len(started)}"
         (folder / "tmp").mkdir(parents=True)
         inherited = {name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields}
@@ -105,7 +105,7 @@ def servers(parent: Path) -> Iterator[Callable[..., Server]]:
         }
         port = free_port()
         log = folder / "web.log"
-        command = [sys.executable, "-m", "gunicorn", "web:app", "--bind", f"127.0.0.1:{port}", *arguments]
+        command = [sys.executable, "-m", "gunicorn", app, "--bind", f"127.0.0.1:{port}", *arguments]
         with log.open("wb") as out:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
         server = Server(port, process, log, folder)
