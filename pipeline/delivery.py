@@ -14,6 +14,7 @@ rest, which the server counts for it.
 from __future__ import annotations
 
 import base64
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from queue import Empty
@@ -87,6 +88,10 @@ class RedisQueues:
 
     def __init__(self, pool: redis.ConnectionPool) -> None:
         self._pool = pool
+        # Each look whether one of the pool's connections is alive costs three calls in which other threads get their
+        # turn before this one; here a dead one shows when it is used.
+        self._idle: list[Any] = []
+        self._pid = os.getpid()
 
     def put(self, queue: str, headers: Mapping[str, Any], properties: Mapping[str, Any], body: bytes) -> None:
         """Return once the message is in the queue; *body* is JSON.
@@ -96,18 +101,36 @@ class RedisQueues:
         """
         item = envelope(queue, headers, properties, body)
         try:
-            self._send(queue, item)
+            self._send(self._take_idle(), queue, item)
         except redis.exceptions.ConnectionError:
-            self._send(queue, item)
+            while (connection := self._take_idle()) is not None:  # a server that was started anew forgot them too
+                self._give_back(connection)
+            self._send(None, queue, item)
 
-    def _send(self, queue: str, item: bytes) -> None:
-        connection: Any = self._pool.get_connection()  # redis-py has no types for what it sends
+    def _send(self, connection: Any, queue: str, item: bytes) -> None:
+        if connection is None:
+            connection = self._pool.get_connection()  # redis-py has no types for what it sends
         try:
             command = connection.pack_command("EVAL", _PUT, 2, queue, bell_of(queue), item, _RINGS)
             connection.send_packed_command([b"".join(command)])  # in one piece, for which redis-py takes three writes
             connection.read_response()
-        finally:
-            self._pool.release(connection)
+        except BaseException:
+            self._give_back(connection)
+            raise
+        self._idle.append(connection)
+
+    def _take_idle(self) -> Any:
+        if self._pid != os.getpid():
+            self._idle, self._pid = [], os.getpid()  # the parent's
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _give_back(self, connection: Any) -> None:
+        """Give a connection back to the pool, closed: there may be an answer in it that is another's."""
+        connection.disconnect()
+        self._pool.release(connection)
 
 
 def envelope(queue: str, headers: Mapping[str, Any], properties: Mapping[str, Any], body: bytes) -> bytes:

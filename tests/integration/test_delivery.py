@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import Mock
 
 import kombu
 import kombu.transport
@@ -237,6 +241,45 @@ def queues(valkey_url: str) -> Iterator[RedisQueues]:
 def put(queues: RedisQueues, number: int) -> None:
     """Put a message into the queue in our own way."""
     queues.put("delivery", {}, {}, b"%d" % number)
+
+
+def test_no_message_is_lost_over_connections_that_died_while_nobody_used_them(
+    queues: RedisQueues, valkey: redis.Redis
+) -> None:
+    at_once = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: (at_once.wait(10), put(queues, number)), range(4)))
+    idle = len(queues._idle)
+    assert idle > 1
+    for number in range(4, 8):
+        valkey.client_kill_filter(_type="normal", skipme=True)
+        put(queues, number)
+    bodies = [base64.b64decode(json.loads(item)["body"]) for item in valkey.lrange("delivery", 0, -1)]
+    assert sorted(bodies) == [b"%d" % number for number in range(8)]
+    assert len(queues._idle) == 1
+
+
+def test_a_connection_with_another_ones_answer_in_it_is_not_used_again(
+    queues: RedisQueues, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(queues, 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(queues._idle[0]), "read_response", Mock(side_effect=SystemExit))
+        with pytest.raises(SystemExit):
+            put(queues, 1)
+    assert queues._idle == []
+    put(queues, 2)
+    assert valkey.llen("delivery") == 3
+
+
+def test_a_child_of_a_fork_uses_none_of_its_parents_connections(
+    queues: RedisQueues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(queues, 0)
+    (parents,) = queues._idle
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    put(queues, 1)
+    assert parents not in queues._idle
 
 
 def test_a_worker_that_rests_is_woken_by_the_bell_of_its_queue(
