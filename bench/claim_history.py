@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from bench.figures import Figure, compare, console, interleave
 from bench.services import CAMPAIGN, Absent, Services
 from bench.submit import fill
-from pipeline.lead import Answer, LeadState, Outcome, Settlement
+from pipeline.domain.lead import Answer, LeadState, Outcome, Settlement
 from pipeline.ledger import Ledger
 
 LONG, SHORT = 10_000_000, 10_000

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from bench import people
 from bench.figures import Figure, compare, interleave
 from bench.services import CAMPAIGN, Sandbox, Services, await_
-from pipeline.lead import Lead
+from pipeline.domain.lead import Lead
 from pipeline.ledger import Ledger
 from pipeline.wiring import Parts
 

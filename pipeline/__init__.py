@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.lead import Lead
+    from pipeline.domain.lead import Lead
     from pipeline.producer import EnqueueFailed, EnqueueReport, Producer, RefusedRow, enqueue
 
 __all__ = ["EnqueueFailed", "EnqueueReport", "Lead", "Producer", "RefusedRow", "enqueue"]
@@ -28,7 +28,7 @@ __all__ = ["EnqueueFailed", "EnqueueReport", "Lead", "Producer", "RefusedRow", "
 def __getattr__(name: str) -> Any:
     """Import the public names when they are first used, so that importing a part does not import the whole."""
     if name == "Lead":
-        from pipeline.lead import Lead
+        from pipeline.domain.lead import Lead
 
         return Lead
     if name in __all__:

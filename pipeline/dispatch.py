@@ -23,9 +23,9 @@ from typing import Protocol
 
 import redis
 
-from pipeline.campaign import Campaign, CampaignState, Hold, HoldKind, probe_interval
+from pipeline.domain.campaign import Campaign, CampaignState, Hold, HoldKind, probe_interval
+from pipeline.domain.lead import Answer, Claim, LeadState, Outcome, Retry, Settlement, settle
 from pipeline.futwork import Futwork
-from pipeline.lead import Answer, Claim, LeadState, Outcome, Retry, Settlement, settle
 from pipeline.ledger import Ledger, LedgerUnavailable, Recorded
 from pipeline.limiter import AHEAD, Grant, Limiter, LimiterUnavailable, Limits
 from pipeline.logs import logger

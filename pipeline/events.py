@@ -22,8 +22,8 @@ from typing import Protocol
 import orjson
 
 from pipeline import tracing
-from pipeline.call import Event, UnreadableEvent, describe, merge, read_event, reference
 from pipeline.deaths import TURN_SECONDS, Deaths
+from pipeline.domain.call import Event, UnreadableEvent, describe, merge, read_event, reference
 from pipeline.handoff import WebEvent, kind_of
 from pipeline.ledger import (
     CALLS_AT_ONCE,

@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline import tracing
-from pipeline.campaign import Campaign, InvalidCampaignId, check_campaign_id
-from pipeline.lead import InvalidLead, Lead
+from pipeline.domain.campaign import Campaign, InvalidCampaignId, check_campaign_id
+from pipeline.domain.lead import InvalidLead, Lead
 from pipeline.ledger import Ledger
 from pipeline.logs import logger
 from pipeline.measures import INTAKE_LEADS

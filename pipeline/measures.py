@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.lead import LeadState, Outcome
+from pipeline.domain.lead import LeadState, Outcome
 
 Kind = Literal["counter", "gauge", "histogram"]
 Source = Literal["ledger", "workers", "limiter", "pulse", "broker", "web", "spool", "process"]

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.campaign import ADVICE, HoldKind
 from pipeline.cli.session import (
     Refused,
     as_json,
@@ -27,6 +26,7 @@ from pipeline.cli.session import (
     read_phone,
     the_ledger,
 )
+from pipeline.domain.campaign import ADVICE, HoldKind
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.settings import Settings
 

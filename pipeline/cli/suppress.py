@@ -10,11 +10,11 @@ from pathlib import Path
 
 import click
 
-from pipeline.campaign import check_campaign_id
 from pipeline.cli.look import one_line, time_of
 from pipeline.cli.rows import PHONE_COLUMNS
 from pipeline.cli.session import Refused, as_json, not_empty, note, now, operator, print_json, read_phone, the_ledger
-from pipeline.phone import InvalidPhone, to_e164
+from pipeline.domain.campaign import check_campaign_id
+from pipeline.domain.phone import InvalidPhone, to_e164
 
 _SHOWN = 20  # refused lines; what is wrong with the first ones is usually wrong with all
 _NUMBER = re.compile(r"[+(]?[0-9][0-9 ().+-]*")

@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 import orjson
 
 from pipeline import tracing
+from pipeline.domain.lead import Answer, Claim, Outcome
+from pipeline.domain.phone import national_digits
 from pipeline.futwork.verdict import EXCERPT_CHARACTERS, excerpt_of, find_lead_id, judge, parse_retry_after
 from pipeline.futwork.wire import Engine, Post, Reply
-from pipeline.lead import Answer, Claim, Outcome
-from pipeline.phone import national_digits
 from pipeline.settings import Settings, SettingsError
 
 __all__ = ["EXCERPT_CHARACTERS", "Futwork", "excerpt_of", "find_lead_id", "judge", "parse_retry_after"]

@@ -8,8 +8,8 @@ from email.utils import parsedate_to_datetime
 
 import orjson
 
+from pipeline.domain.lead import Outcome
 from pipeline.futwork.wire import BODY_BYTES
-from pipeline.lead import Outcome
 
 EXCERPT_CHARACTERS = 300
 _RETRY_AFTER_SECONDS = 1e9  # the longest that is worth telling apart; the settings cap it much lower

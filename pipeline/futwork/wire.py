@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from pipeline.lead import Claim
+from pipeline.domain.lead import Claim
 
 BODY_BYTES = 64 * 1024  # a verdict fits many times; a longer body is not read
 IDLE_SECONDS = 4.0  # then a connection is not used again: servers close idle ones, Node's after 5 seconds

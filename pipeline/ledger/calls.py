@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from pipeline.lead import LeadState
+from pipeline.domain.lead import LeadState
 from pipeline.ledger.audit import Actor, note
 from pipeline.ledger.database import CLOCKS_APART, Columns, Database, plain_id, storable_text
 from pipeline.ledger.leads import may_become

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipeline.campaign import Campaign, CampaignState, Hold, HoldKind, Runs, probe_interval
+from pipeline.domain.campaign import Campaign, CampaignState, Hold, HoldKind, Runs, probe_interval
 from pipeline.ledger.audit import Actor, note
 from pipeline.ledger.database import CLOCKS_APART, Database
 from pipeline.ledger.tables import campaigns

@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipeline.lead import LeadState
+from pipeline.domain.lead import LeadState
 from pipeline.ledger.audit import Actor, note
 from pipeline.ledger.database import Database
 from pipeline.ledger.suppressions import why_suppressed

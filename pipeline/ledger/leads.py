@@ -16,8 +16,8 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from pipeline.campaign import REJECTION_RUN, TROUBLE, Campaign, CampaignState, Hold, HoldKind, Runs, hold_after
-from pipeline.lead import TRANSITIONS, Claim, Lead, LeadState, Outcome, Settlement, lead_id
+from pipeline.domain.campaign import REJECTION_RUN, TROUBLE, Campaign, CampaignState, Hold, HoldKind, Runs, hold_after
+from pipeline.domain.lead import TRANSITIONS, Claim, Lead, LeadState, Outcome, Settlement, lead_id
 from pipeline.ledger import campaigns as campaign_sql
 from pipeline.ledger.database import CLOCKS_APART, Columns, Database, UtcDateTime, plain_id
 from pipeline.ledger.suppressions import why_suppressed

@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipeline.lead import LeadState
+from pipeline.domain.lead import LeadState
 from pipeline.ledger.database import Columns, Database, UtcDateTime, storable_text
 from pipeline.ledger.tables import leads, suppressions
 from pipeline.logs import logger

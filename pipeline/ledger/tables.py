@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from pipeline.campaign import CampaignState
-from pipeline.lead import LeadState, Outcome
+from pipeline.domain.campaign import CampaignState
+from pipeline.domain.lead import LeadState, Outcome
 from pipeline.ledger.database import UtcDateTime
 
 metadata = sa.MetaData(
@@ -173,7 +173,7 @@ call_events = sa.Table(
         sqlite_where=sa.text("state <> 'merged'"),
     ),
 )  # fmt: skip
-"""Every post-call event as it came, once; a call is what its events say (`pipeline.call.merge`)."""
+"""Every post-call event as it came, once; a call is what its events say (`pipeline.domain.call.merge`)."""
 
 suppressions = sa.Table(
     "suppressions",

@@ -14,9 +14,9 @@ import orjson
 from flask import Blueprint, Response
 from pydantic import TypeAdapter
 
-from pipeline.call.describe import Call
-from pipeline.call.status import CallOutcome
-from pipeline.lead import Lead, LeadState, Outcome
+from pipeline.domain.call.describe import Call
+from pipeline.domain.call.status import CallOutcome
+from pipeline.domain.lead import Lead, LeadState, Outcome
 
 blueprint = Blueprint("openapi", __name__)
 

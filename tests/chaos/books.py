@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import orjson
 import sqlalchemy as sa
 
-from pipeline.call import UnreadableEvent, describe, merge, read_event
-from pipeline.lead import LeadState
+from pipeline.domain.call import UnreadableEvent, describe, merge, read_event
+from pipeline.domain.lead import LeadState
 from pipeline.ledger import LedgerUnavailable
 from pipeline.ledger.tables import call_events, calls, campaigns, leads, quarantine
 from pipeline.settings import Rate

@@ -262,7 +262,7 @@ class _Blind:
     """`Outcome`, except that what is unknown is taken for a failure."""
 
     def __getattr__(self, name: str) -> Any:
-        from pipeline.lead import Outcome
+        from pipeline.domain.lead import Outcome
 
         return Outcome.FAILED if name == "UNCERTAIN" else getattr(Outcome, name)
 

@@ -7,13 +7,13 @@ import io
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from pipeline.call import UnreadableEvent, describe, merge, read_event
-from pipeline.call.transcript import read_transcript
 from pipeline.cli.rows import open_rows
 from pipeline.cli.session import Refused
+from pipeline.domain.call import UnreadableEvent, describe, merge, read_event
+from pipeline.domain.call.transcript import read_transcript
+from pipeline.domain.lead import InvalidLead, Lead
+from pipeline.domain.phone import InvalidPhone, to_e164
 from pipeline.futwork import parse_retry_after
-from pipeline.lead import InvalidLead, Lead
-from pipeline.phone import InvalidPhone, to_e164
 from pipeline.web.webhook import _fault_of
 
 NOW = datetime(2026, 5, 8, 12, 0, tzinfo=UTC)

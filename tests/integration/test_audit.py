@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 
-from pipeline.campaign import Hold, HoldKind
 from pipeline.cli import cli
+from pipeline.domain.campaign import Hold, HoldKind
 from pipeline.ledger import Actor, EmptyFilter, LeadFilter, Ledger, open_ledger
 from pipeline.ledger.tables import audit, leads
 from pipeline.settings import Settings, load_settings

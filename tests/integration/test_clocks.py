@@ -16,8 +16,8 @@ from celery import Celery
 from celery.beat import Service
 
 from pipeline import tasks
-from pipeline.campaign import Campaign, Hold, HoldKind
-from pipeline.lead import Outcome, Retry, settle
+from pipeline.domain.campaign import Campaign, Hold, HoldKind
+from pipeline.domain.lead import Outcome, Retry, settle
 from pipeline.ledger import Ledger, StoredEvent, database
 from pipeline.ledger.tables import campaigns, leads
 from pipeline.settings import Settings

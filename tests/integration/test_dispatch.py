@@ -12,11 +12,11 @@ from email.utils import format_datetime
 import pytest
 import sqlalchemy as sa
 
-from pipeline.campaign import CampaignState, Hold, HoldKind
 from pipeline.dispatch import Dispatcher
+from pipeline.domain.campaign import CampaignState, Hold, HoldKind
+from pipeline.domain.lead import lead_id
 from pipeline.futwork import Futwork, with_curl, with_requests
 from pipeline.futwork.wire import taken
-from pipeline.lead import lead_id
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.ledger.tables import campaigns, leads
 from pipeline.limiter import Limiter, Limits, connect

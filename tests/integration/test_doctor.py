@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from werkzeug.security import generate_password_hash
 from werkzeug.serving import make_server
 
-from pipeline.campaign import Hold, HoldKind
 from pipeline.cli.doctor import Finding, examine
+from pipeline.domain.campaign import Hold, HoldKind
 from pipeline.embedded import free_port
 from pipeline.handoff import QUEUES
 from pipeline.ledger import Ledger

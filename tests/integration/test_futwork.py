@@ -13,8 +13,8 @@ from email.utils import format_datetime
 
 import pytest
 
+from pipeline.domain.lead import Outcome
 from pipeline.futwork import EXCERPT_CHARACTERS, Futwork
-from pipeline.lead import Outcome
 from pipeline.sandbox.options import Options
 from pipeline.sandbox.server import run_in_thread
 from tests.conftest import CAMPAIGN, make_claim

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from pipeline.domain.lead import lead_id
 from pipeline.intake import Intake, TakenIn, UnreadableBatch
-from pipeline.lead import lead_id
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.ledger.tables import batches, campaigns, leads, quarantine
 from pipeline.settings import Settings

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from pipeline.lead import LeadState
+from pipeline.domain.lead import LeadState
 from pipeline.ledger import EmptyFilter, LeadFilter, Ledger
 from pipeline.ledger.tables import leads
 from tests.conftest import CAMPAIGN, NOW, make_lead

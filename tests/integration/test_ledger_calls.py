@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from pipeline.campaign import Campaign
-from pipeline.lead import Claim, LeadState, Outcome, Retry, settle
+from pipeline.domain.campaign import Campaign
+from pipeline.domain.lead import Claim, LeadState, Outcome, Retry, settle
 from pipeline.ledger import CallRow, LeadFilter, Ledger, StoredEvent, digest_of
 from pipeline.ledger.calls import EVENTS_A_CALL
 from pipeline.ledger.tables import call_events, calls, leads, quarantine

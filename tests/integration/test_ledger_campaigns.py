@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from pipeline.campaign import Campaign, CampaignState, Hold, HoldKind
-from pipeline.lead import Claim, Outcome, Retry, settle
+from pipeline.domain.campaign import Campaign, CampaignState, Hold, HoldKind
+from pipeline.domain.lead import Claim, Outcome, Retry, settle
 from pipeline.ledger import Ledger
 from pipeline.ledger import campaigns as ledger_campaigns
 from pipeline.ledger.leads import Recorded

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from pipeline.campaign import Campaign, Hold, HoldKind
-from pipeline.lead import Claim, Lead, Outcome, Retry, lead_id, settle
+from pipeline.domain.campaign import Campaign, Hold, HoldKind
+from pipeline.domain.lead import Claim, Lead, Outcome, Retry, lead_id, settle
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.ledger.calls import CallRow, StoredEvent
 from pipeline.ledger.leads import Recorded

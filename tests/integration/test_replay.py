@@ -11,10 +11,10 @@ import pytest
 
 from pipeline import tasks
 from pipeline.cli.replay import Replayed, replay_all
+from pipeline.domain.lead import lead_id
 from pipeline.events import Events
 from pipeline.handoff import Kind, Spool, decode_events, encode_events, lead_batch
 from pipeline.intake import Intake
-from pipeline.lead import lead_id
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
 from tests.conftest import CAMPAIGN, NOW, make_lead

@@ -8,8 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipeline.campaign import Campaign, Hold, HoldKind
-from pipeline.lead import LeadState, Outcome, Settlement
+from pipeline.domain.campaign import Campaign, Hold, HoldKind
+from pipeline.domain.lead import LeadState, Outcome, Settlement
 from pipeline.ledger import CallRow, LeadFilter, Ledger, StoredEvent
 from pipeline.ledger.tables import leads
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import wiring
-from pipeline.campaign import Hold, HoldKind
+from pipeline.domain.campaign import Hold, HoldKind
 from pipeline.embedded import free_port
 from pipeline.ledger import Ledger
 from pipeline.measures import DUE_OLDEST, EVENTS, MEASURES, QUARANTINED, SUBMISSION_SECONDS, UNCERTAIN_OVERDUE

@@ -16,9 +16,9 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
-from pipeline.campaign import Campaign
 from pipeline.cli import cli
-from pipeline.lead import Claim, Lead, Outcome, Retry, settle
+from pipeline.domain.campaign import Campaign
+from pipeline.domain.lead import Claim, Lead, Outcome, Retry, settle
 from pipeline.ledger import LeadFilter, Ledger, Suppressed
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead
 

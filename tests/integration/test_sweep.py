@@ -12,9 +12,9 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from pipeline.campaign import Hold, HoldKind
+from pipeline.domain.campaign import Hold, HoldKind
+from pipeline.domain.lead import Claim, Lead
 from pipeline.events import Events
-from pipeline.lead import Claim, Lead
 from pipeline.ledger import Ledger, StoredEvent, digest_of
 from pipeline.ledger.tables import leads, recounts, tallies
 from pipeline.settings import Settings

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from pipeline.campaign import Campaign, Hold, HoldKind
-from pipeline.lead import LeadState, Outcome, Settlement
+from pipeline.domain.campaign import Campaign, Hold, HoldKind
+from pipeline.domain.lead import LeadState, Outcome, Settlement
 from pipeline.ledger import CallRow, LeadFilter, Ledger, StoredEvent, metadata, tallies
 from pipeline.ledger.tables import batches, leads, recounts
 from pipeline.ledger.tables import tallies as table

@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.cli.demo import BUNDLED, BUNDLED_LEADS, BUNDLED_SEED, DemoReport
 from pipeline.cli.demo.people import write_leads
-from pipeline.lead import LeadState
+from pipeline.domain.lead import LeadState
 from tests.integration.test_cli import read_all, run
 from tests.waiting import until
 

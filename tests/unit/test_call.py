@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.call import (
+from pipeline.domain.call import (
     CALL_STATUSES,
     Call,
     CallOutcome,
@@ -23,7 +23,7 @@ from pipeline.call import (
     read_transcript,
     reference,
 )
-from pipeline.call.callback import read_callback
+from pipeline.domain.call.callback import read_callback
 
 NOW = datetime(2026, 5, 8, 12, 0, tzinfo=UTC)
 

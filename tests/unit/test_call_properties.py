@@ -9,7 +9,7 @@ import orjson
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.call import (
+from pipeline.domain.call import (
     CALL_STATUSES,
     Call,
     Event,

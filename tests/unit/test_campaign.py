@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.campaign import (
+from pipeline.domain.campaign import (
     Hold,
     HoldKind,
     InvalidCampaignId,
@@ -15,7 +15,7 @@ from pipeline.campaign import (
     hold_after,
     probe_interval,
 )
-from pipeline.lead import Outcome
+from pipeline.domain.lead import Outcome
 from pipeline.settings import Settings
 
 

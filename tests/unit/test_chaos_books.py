@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.call import describe, merge, read_event
+from pipeline.domain.call import describe, merge, read_event
 from tests.chaos.books import Books, compare
 from tests.chaos.feed import Accepted
 from tests.conftest import CAMPAIGN

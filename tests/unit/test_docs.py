@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from celery.app.defaults import DEFAULTS
 
-from pipeline import campaign as campaign_rules
-from pipeline.campaign import CampaignState, Hold, HoldKind
+from pipeline.domain import campaign as campaign_rules
 from pipeline.cli import cli
+from pipeline.domain.campaign import CampaignState, Hold, HoldKind
+from pipeline.domain.lead import NAMESPACE, TRANSITIONS, LeadState, Outcome, Retry, lead_id, settle
 from pipeline.futwork import judge
-from pipeline.lead import NAMESPACE, TRANSITIONS, LeadState, Outcome, Retry, lead_id, settle
 from pipeline.measures import MEASURES, as_markdown
 from pipeline.settings import Settings
 from pipeline.tasks import build_app
@@ -165,7 +165,7 @@ def test_the_page_of_metrics_is_the_one_that_the_code_prints():
 
 
 def test_every_lead_state_is_explained_where_it_is_defined():
-    source = (ROOT / "pipeline/lead.py").read_text()
+    source = (ROOT / "pipeline/domain/lead.py").read_text()
 
     for state in LeadState:
         assert re.search(rf'{state.name} = "{state.value}"\n    """', source)

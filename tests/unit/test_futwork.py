@@ -11,6 +11,7 @@ import urllib3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.domain.lead import Outcome
 from pipeline.futwork import (
     EXCERPT_CHARACTERS,
     Futwork,
@@ -20,7 +21,6 @@ from pipeline.futwork import (
     parse_retry_after,
 )
 from pipeline.futwork.with_requests import explain_failure
-from pipeline.lead import Outcome
 from pipeline.sandbox.answers import SHAPES, malformed_body, refusal_body, success_body
 from tests.conftest import make_claim
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.lead import (
+from pipeline.domain.lead import (
     DATA_MAX_BYTES,
     NAMESPACE,
     TRANSITIONS,

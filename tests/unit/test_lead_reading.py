@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.lead import NAMESPACE, InvalidLead, Lead, lead_id
+from pipeline.domain.lead import NAMESPACE, InvalidLead, Lead, lead_id
 from tests.conftest import CAMPAIGN
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.phone import InvalidPhone, national_digits, to_e164
+from pipeline.domain.phone import InvalidPhone, national_digits, to_e164
 
 NUMBER = "+919999789877"
 

@@ -15,9 +15,9 @@ import orjson
 import pytest
 
 from pipeline import EnqueueFailed, Lead, Producer, RefusedRow, enqueue
-from pipeline.campaign import InvalidCampaignId
+from pipeline.domain.campaign import InvalidCampaignId
+from pipeline.domain.lead import lead_id
 from pipeline.handoff import MESSAGE_BYTES, BrokerUnavailable
-from pipeline.lead import lead_id
 from pipeline.producer import LEADS_A_BATCH, read_rows
 from pipeline.settings import Settings
 from tests.conftest import CAMPAIGN, make_lead

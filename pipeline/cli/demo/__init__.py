@@ -26,8 +26,8 @@ from typing import Any
 from pipeline.cli.demo.people import write_leads
 from pipeline.cli.demo.screen import Screen
 from pipeline.cli.rows import open_rows
+from pipeline.domain.lead import InvalidLead, Lead, LeadState, lead_id
 from pipeline.embedded import embedded_broker, free_port
-from pipeline.lead import InvalidLead, Lead, LeadState, lead_id
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.settings import Settings
 from pipeline.stack import LOOPBACK, PartFailed, Stack, answers

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from pipeline.lead import LeadState
+from pipeline.domain.lead import LeadState
 from pipeline.ledger.database import Database
 from pipeline.ledger.filters import LeadFilter
 from pipeline.ledger.reports.campaign import campaign_report

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipeline.lead import LeadState
+from pipeline.domain.lead import LeadState
 from pipeline.ledger import tallies
 from pipeline.ledger.reports.overview import MINUTES, RECENT, no_uncertain, uncertain_by_campaign
 from pipeline.ledger.reports.rows import age, campaign_row, every_state, state_is

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipeline.lead import LeadState, lead_id
+from pipeline.domain.lead import LeadState, lead_id
 from pipeline.ledger import tallies
 from pipeline.ledger.database import UtcDateTime
 from pipeline.ledger.filters import LeadFilter

@@ -31,7 +31,7 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from pipeline.lead import LeadState
+from pipeline.domain.lead import LeadState
 from pipeline.ledger import tallies
 from pipeline.ledger.reports.rows import age, campaign_row, every_state, state_is
 from pipeline.ledger.tables import campaigns, leads, quarantine, recounts

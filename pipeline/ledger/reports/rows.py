@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from pipeline.lead import LeadState
+from pipeline.domain.lead import LeadState
 from pipeline.ledger.tables import leads
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from flask import abort, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
+from pipeline.domain.phone import InvalidPhone, to_e164
 from pipeline.events import Events
 from pipeline.ledger import Actor, LeadFilter
-from pipeline.phone import InvalidPhone, to_e164
 from pipeline.settings import Rate
 from pipeline.web.ops.choice import WrongChoice, command_for, fields_of, read_choice, until
 from pipeline.web.ops.frame import blueprint, now, ops, visitor

@@ -12,9 +12,9 @@ from typing import Any
 
 from werkzeug.datastructures import MultiDict
 
-from pipeline.lead import LeadState
+from pipeline.domain.lead import LeadState
+from pipeline.domain.phone import InvalidPhone, to_e164
 from pipeline.ledger import LeadFilter, Place
-from pipeline.phone import InvalidPhone, to_e164
 
 _MOST_MINUTES = 10 * 365 * 24 * 60
 

@@ -11,11 +11,11 @@ from flask import Response, abort, redirect, render_template, request, url_for
 from werkzeug.datastructures import MultiDict
 from werkzeug.wrappers import Response as AnyResponse
 
-from pipeline.campaign import ADVICE
-from pipeline.lead import LeadState
+from pipeline.domain.campaign import ADVICE
+from pipeline.domain.lead import LeadState
+from pipeline.domain.phone import InvalidPhone, to_e164
 from pipeline.ledger import LeadFilter
 from pipeline.ledger.filters import RETRYABLE
-from pipeline.phone import InvalidPhone, to_e164
 from pipeline.settings import Rate
 from pipeline.web.ops import charts
 from pipeline.web.ops.choice import WrongChoice, fields_of, place_of, read_choice, read_place

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.campaign import ADVICE, HoldKind
+from pipeline.domain.campaign import ADVICE, HoldKind
 from pipeline.web.ops.shown import count, span
 
 Weight = Literal["stopped", "look", "know"]

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from typing import Any
 
-from pipeline.phone import InvalidPhone, to_e164
+from pipeline.domain.phone import InvalidPhone, to_e164
 
 _BLANK_WORDS = frozenset({"", "-", "nan"})  # the last two are how Futwork's call report writes "nothing"
 _LONGEST_SLUG = 64  # characters; no status or disposition seen comes near it

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable
 
-from pipeline.call.disposition import NOT_REACHED, REACHED
-from pipeline.call.status import CALL_STATUSES, CallOutcome, standing
-from pipeline.call.transcript import AGENT, LEAD, Turn
+from pipeline.domain.call.disposition import NOT_REACHED, REACHED
+from pipeline.domain.call.status import CALL_STATUSES, CallOutcome, standing
+from pipeline.domain.call.transcript import AGENT, LEAD, Turn
 
 # Each class excludes its opening sign too, which keeps the search linear in what a stranger may send.
 _STAGE_DIRECTION = re.compile(r"\[[^\[\]]*\]|\([^()]*\)|<[^<>]*>")

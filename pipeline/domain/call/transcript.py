@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.call.values import is_blank
+from pipeline.domain.call.values import is_blank
 
 AGENT = "agent"
 LEAD = "lead"

@@ -6,9 +6,9 @@ from typing import Any
 
 import orjson
 
-from pipeline.call.event import Event
-from pipeline.call.status import standing
-from pipeline.call.values import is_blank
+from pipeline.domain.call.event import Event
+from pipeline.domain.call.status import standing
+from pipeline.domain.call.values import is_blank
 
 
 def merge(events: Iterable[Event]) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import orjson
 
-from pipeline.call.callback import read_callback
-from pipeline.call.disposition import normalise_disposition
-from pipeline.call.event import UnreadableEvent, direction_in, id_in, recipient_data, recipient_phone, storable
-from pipeline.call.outcome import decide_outcome
-from pipeline.call.status import CallOutcome, normalise_status, standing
-from pipeline.call.transcript import AGENT, LEAD, Turn, read_transcript, transcript_text
-from pipeline.call.values import first_text, is_blank, object_of, phone_of, slug, text_of
+from pipeline.domain.call.callback import read_callback
+from pipeline.domain.call.disposition import normalise_disposition
+from pipeline.domain.call.event import UnreadableEvent, direction_in, id_in, recipient_data, recipient_phone, storable
+from pipeline.domain.call.outcome import decide_outcome
+from pipeline.domain.call.status import CallOutcome, normalise_status, standing
+from pipeline.domain.call.transcript import AGENT, LEAD, Turn, read_transcript, transcript_text
+from pipeline.domain.call.values import first_text, is_blank, object_of, phone_of, slug, text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

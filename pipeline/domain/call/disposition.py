@@ -1,7 +1,7 @@
 """Dispositions are free text per campaign; these are the names under which they can be counted."""
 
-from pipeline.call.status import CallOutcome
-from pipeline.call.values import slug
+from pipeline.domain.call.status import CallOutcome
+from pipeline.domain.call.values import slug
 
 REACHED = frozenset(
     {

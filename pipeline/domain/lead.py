@@ -21,7 +21,7 @@ import orjson
 import phonenumbers
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline.phone import InvalidPhone, to_e164
+from pipeline.domain.phone import InvalidPhone, to_e164
 
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "platform.futwork.ai")
 """The namespace of every lead id. It is part of the wire contract: a new one would make every known lead a new one."""

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import orjson
 
-from pipeline.call.status import normalise_status, standing
-from pipeline.call.values import first_text, object_of, phone_of, slug, text_of
+from pipeline.domain.call.status import normalise_status, standing
+from pipeline.domain.call.values import first_text, object_of, phone_of, slug, text_of
 
 UnreadableKind = Literal[
     "not_json", "not_an_object", "too_deep", "older_product", "no_call_sid", "call_sid_too_long", "unreadable"

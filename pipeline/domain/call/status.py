@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pipeline.call.values import slug, text_of
+from pipeline.domain.call.values import slug, text_of
 
 
 class CallOutcome(StrEnum):

@@ -7,13 +7,13 @@
 Pure throughout: no I/O, no clock. Whatever JSON Futwork sends, the only exception is `UnreadableEvent`.
 """
 
-from pipeline.call.describe import Call, describe
-from pipeline.call.disposition import normalise_disposition
-from pipeline.call.event import Event, UnreadableEvent, read_event, reference
-from pipeline.call.merge import merge
-from pipeline.call.outcome import decide_outcome
-from pipeline.call.status import CALL_STATUSES, CallOutcome, CallStatus, normalise_status, standing
-from pipeline.call.transcript import Turn, read_transcript
+from pipeline.domain.call.describe import Call, describe
+from pipeline.domain.call.disposition import normalise_disposition
+from pipeline.domain.call.event import Event, UnreadableEvent, read_event, reference
+from pipeline.domain.call.merge import merge
+from pipeline.domain.call.outcome import decide_outcome
+from pipeline.domain.call.status import CALL_STATUSES, CallOutcome, CallStatus, normalise_status, standing
+from pipeline.domain.call.transcript import Turn, read_transcript
 
 __all__ = [
     "CALL_STATUSES",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
 
-from pipeline.lead import Outcome
+from pipeline.domain.lead import Outcome
 from pipeline.settings import OnUncertain, Rate, Settings
 
 _CAMPAIGN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
