@@ -27,7 +27,7 @@ from bench.events import in_order_of_time
 from bench.figures import Figure, compare, console, interleave
 from bench.services import CAMPAIGN, Absent, Sandbox, Services, await_, run_json
 from pipeline import enqueue
-from pipeline.handoff import EVENTS_A_MESSAGE, Broker, WebEvent, celery_app, encode_events
+from pipeline.broker import EVENTS_A_MESSAGE, Broker, WebEvent, celery_app, encode_events
 from pipeline.ledger import Ledger
 from pipeline.wiring import Parts
 

@@ -56,7 +56,7 @@ def _run(name: str, number: int) -> None:
     warm_up, leads = list(people.rows(_WARM_UP, start=90_000_000)), list(people.rows(number))
     if name == "ours":
         from pipeline import enqueue
-        from pipeline.handoff import Broker, celery_app
+        from pipeline.broker import Broker, celery_app
         from pipeline.settings import Settings
 
         settings = Settings(_env_file=None, broker_url=os.environ["BROKER_URL"])

@@ -18,7 +18,7 @@ from bench.calls import stories
 from bench.figures import Figure, compare, interleave
 from bench.services import Absent, Services, run_json
 from bench.submit import fill
-from pipeline.handoff import EVENTS_A_MESSAGE, Broker, WebEvent, celery_app, encode_events
+from pipeline.broker import EVENTS_A_MESSAGE, Broker, WebEvent, celery_app, encode_events
 from pipeline.ledger import Ledger
 
 CALLS = 4_000

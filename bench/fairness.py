@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from bench import people
 from bench.figures import Figure, compare, interleave
 from bench.services import CAMPAIGN, Absent, Sandbox, Services, await_
-from pipeline.handoff import lead_batch
+from pipeline.broker import lead_batch
 from pipeline.ledger import Ledger
 from pipeline.wiring import Parts
 

@@ -17,7 +17,7 @@ from bench import people
 from bench.figures import Figure, compare, interleave
 from bench.peers.copy_rows import copy_batch, create_table
 from bench.services import CAMPAIGN, Absent, Services
-from pipeline.handoff import lead_batch
+from pipeline.broker import lead_batch
 from pipeline.intake import Intake
 
 LEADS = 20_000

@@ -6,7 +6,7 @@ A lead's journey, and the modules in its order:
 2. `intake` writes the batch to the `ledger`, each lead once: **queued**.
 3. `dispatch` takes a slot from the shared `limiter`, claims the lead: **sending**, and `futwork` posts it.
 4. The answer decides: **submitted**, or queued for later, **uncertain**, **rejected**, **exhausted** (`lead`).
-5. Futwork calls the person and posts what happened to `web`, which hands it over at once (`handoff`).
+5. Futwork calls the person and posts what happened to `web`, which hands it over at once (`broker`).
 6. `events` keeps the event as it came, merges it into its `call`, and finds the lead: **called**.
 7. `sweep` finds whatever a dead process left behind.
 

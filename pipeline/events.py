@@ -22,9 +22,9 @@ from typing import Protocol
 import orjson
 
 from pipeline import tracing
+from pipeline.broker import WebEvent, kind_of
 from pipeline.deaths import TURN_SECONDS, Deaths
 from pipeline.domain.call import Event, UnreadableEvent, describe, merge, read_event, reference
-from pipeline.handoff import WebEvent, kind_of
 from pipeline.ledger import (
     CALLS_AT_ONCE,
     EVENTS_AT_ONCE,

@@ -15,9 +15,9 @@ from typing import Protocol, Self
 
 import orjson
 
+from pipeline.broker import MESSAGE_BYTES, Broker, BrokerUnavailable, celery_app, lead_batch
 from pipeline.domain.campaign import check_campaign_id
 from pipeline.domain.lead import InvalidLead, Lead, lead_id
-from pipeline.handoff import MESSAGE_BYTES, Broker, BrokerUnavailable, celery_app, lead_batch
 from pipeline.logs import logger
 from pipeline.settings import Settings, load_settings
 

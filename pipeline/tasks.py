@@ -34,9 +34,9 @@ from celery.worker.request import Request
 from kombu.exceptions import EncodeError
 
 from pipeline import tracing
-from pipeline.delivery import keep_malformed
+from pipeline.broker import MESSAGE_VERSION, BrokerUnavailable, Kind, SpoolFull, celery_app, decode_events, refused
+from pipeline.broker.redis_transport import keep_malformed
 from pipeline.domain.campaign import InvalidCampaignId, check_campaign_id
-from pipeline.handoff import MESSAGE_VERSION, BrokerUnavailable, Kind, SpoolFull, celery_app, decode_events, refused
 from pipeline.intake import UnreadableBatch
 from pipeline.ledger import Ledger, ledger_is_at_fault
 from pipeline.logs import configure_logs, logged_with, logger

@@ -13,11 +13,11 @@ from functools import cached_property
 
 import redis
 
+from pipeline.broker import Broker, BrokerUnavailable, EventGate, Spool, celery_app, drain_spool, encode_events
 from pipeline.deaths import Deaths
 from pipeline.dispatch import Dispatcher
 from pipeline.events import Events
 from pipeline.futwork import Futwork
-from pipeline.handoff import Broker, BrokerUnavailable, EventGate, Spool, celery_app, drain_spool, encode_events
 from pipeline.intake import Intake
 from pipeline.ledger import Ledger, open_ledger
 from pipeline.limiter import Limiter, connect
@@ -95,7 +95,7 @@ class Parts:
 
     @cached_property
     def gate(self) -> EventGate:
-        """The webhook's hand-off."""
+        """Where the webhook leaves events."""
         return EventGate(self.broker, self.spool)
 
     @cached_property

@@ -154,9 +154,9 @@ def _stop(message: str, *, code: int = 2) -> NoReturn:
 
 def _explain(error: Exception) -> str:
     """One line that says what is wrong and, where that is known, what to do."""
+    from pipeline.broker import BrokerUnavailable
     from pipeline.domain.campaign import InvalidCampaignId
     from pipeline.embedded import NoEmbeddedBroker
-    from pipeline.handoff import BrokerUnavailable
     from pipeline.ledger import EmptyFilter, MigrationBlocked, SchemaMismatch, ledger_is_at_fault
     from pipeline.settings import SettingsError
     from pipeline.stack import PartFailed

@@ -15,10 +15,10 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline.broker import BrokerUnavailable
 from pipeline.cli.rows import LeadFile, Row, open_rows
 from pipeline.cli.session import Refused, as_json, note, print_json, settings_with_broker
 from pipeline.domain.campaign import check_campaign_id
-from pipeline.handoff import BrokerUnavailable
 from pipeline.producer import Producer, RefusedRow
 from pipeline.settings import load_settings
 

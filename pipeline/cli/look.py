@@ -56,7 +56,7 @@ def status(*, as_json: bool) -> None:
 
 def _spool(settings: Settings) -> dict[str, int] | None:
     """What waits in the spool that this host's processes share; None where it may not be read."""
-    from pipeline.handoff import Spool
+    from pipeline.broker import Spool
 
     spool = Spool(settings.spool_dir, max_bytes=settings.spool_max_bytes)
     try:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.broker import decode_events, lead_batch
 from pipeline.domain.lead import InvalidLead, Lead
 from pipeline.events import Events
-from pipeline.handoff import decode_events, lead_batch
 from pipeline.intake import Intake
 from pipeline.ledger import Actor, Ledger, ledger_is_at_fault
 from pipeline.settings import Settings

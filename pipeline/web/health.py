@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, current_app, jsonify
 
-from pipeline.handoff import BrokerUnavailable
+from pipeline.broker import BrokerUnavailable
 from pipeline.ledger import SchemaMismatch, ledger_is_at_fault
 from pipeline.logs import logger
 from pipeline.settings import Settings

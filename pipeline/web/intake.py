@@ -20,9 +20,9 @@ from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import RequestEntityTooLarge, Unauthorized
 
 from pipeline import tracing
+from pipeline.broker import MESSAGE_BYTES, BrokerUnavailable, GroupCommit, lead_batch
 from pipeline.domain.campaign import InvalidCampaignId, check_campaign_id
 from pipeline.domain.lead import InvalidLead, Lead, lead_id
-from pipeline.handoff import MESSAGE_BYTES, BrokerUnavailable, GroupCommit, lead_batch
 from pipeline.ledger import ledger_is_at_fault
 from pipeline.logs import logger
 from pipeline.producer import LEADS_A_BATCH

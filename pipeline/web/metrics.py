@@ -25,7 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from pipeline import measures
-from pipeline.handoff import QUEUES, BrokerUnavailable
+from pipeline.broker import QUEUES, BrokerUnavailable
 from pipeline.ledger import ledger_is_at_fault
 from pipeline.limiter import LimiterUnavailable
 from pipeline.logs import logger

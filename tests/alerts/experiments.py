@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from pipeline.handoff import WebEvent, encode_events
+from pipeline.broker import WebEvent, encode_events
 from tests.alerts.rig import SPOOL_BYTES, Rig
 from tests.waiting import until
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import enqueue
+from pipeline.broker import Broker, celery_app
 from pipeline.embedded import free_port
-from pipeline.handoff import Broker, celery_app
 from pipeline.settings import Settings
 from pipeline.stack import answers
 from tests.alerts.watch import Prometheus

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import patch
 
-from pipeline.handoff import MESSAGE_VERSION, messages
+from pipeline.broker import MESSAGE_VERSION, messages
 from pipeline.ledger import LeadFilter
 from tests.chaos.poison import send_poison
 from tests.chaos.rig import CAMPAIGN, KEY, Plan

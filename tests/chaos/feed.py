@@ -22,8 +22,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline import EnqueueFailed, enqueue
+from pipeline.broker import Broker, celery_app
 from pipeline.domain.lead import Lead, lead_id
-from pipeline.handoff import Broker, celery_app
 from tests.chaos.rig import CAMPAIGN, INTAKE_TOKEN, WEBHOOK_TOKEN, Rig
 
 _PATIENCE_SECONDS = 90.0

@@ -103,9 +103,9 @@ def _acknowledge_early() -> None:
     says="are not in the ledger",
 )
 def _take_as_kombu_does() -> None:
-    from pipeline import delivery
+    from pipeline.broker import redis_transport
 
-    _replace(delivery, "book_when_taken", lambda: None)
+    _replace(redis_transport, "book_when_taken", lambda: None)
 
 
 @mechanism(
@@ -117,7 +117,7 @@ def _take_as_kombu_does() -> None:
 def _answer_first() -> None:
     import threading
 
-    from pipeline.handoff import GroupCommit
+    from pipeline.broker import GroupCommit
 
     submit = GroupCommit.submit
 
@@ -132,7 +132,7 @@ def _answer_first() -> None:
     "spool", keeps="events are taken while the broker is away", experiment="broker-away", says="events were refused"
 )
 def _no_spool() -> None:
-    from pipeline.handoff import Spool, SpoolFull
+    from pipeline.broker import Spool, SpoolFull
 
     def refuse(self: Any, events: Any) -> None:
         raise SpoolFull("the spool is switched off")
@@ -147,7 +147,7 @@ def _no_spool() -> None:
     says="answered 200 and are not in the ledger",
 )
 def _spool_hides_it() -> None:
-    from pipeline.handoff import Spool, SpoolFull
+    from pipeline.broker import Spool, SpoolFull
 
     write = Spool.write
 
@@ -167,14 +167,14 @@ def _spool_hides_it() -> None:
     says="are not in the ledger",
 )
 def _no_confirms() -> None:
-    from pipeline.handoff import broker
+    from pipeline.broker import publisher
 
-    options = broker._transport_options
+    options = publisher._transport_options
 
     def without_confirms(url: str, *, works: bool) -> dict[str, Any]:
         return options(url, works=works) | {"confirm_publish": False}
 
-    _replace(broker, "_transport_options", without_confirms)
+    _replace(publisher, "_transport_options", without_confirms)
 
 
 @mechanism(

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pipeline.handoff import messages
+from pipeline.broker import messages
 from tests.chaos import clock, disk, mechanisms
 
 if _version := os.environ.get("CHAOS_MESSAGE_VERSION"):

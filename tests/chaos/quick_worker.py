@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import tasks
-from pipeline.handoff import broker, messages
+from pipeline.broker import messages, publisher
 from tests.chaos import clock, mechanisms
 
-broker.VISIBILITY_SECONDS = 8
+publisher.VISIBILITY_SECONDS = 8
 tasks._TIDY_SECONDS = 5.0
 
 

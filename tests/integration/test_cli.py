@@ -29,12 +29,12 @@ import click
 import pytest
 import redis
 
+from pipeline.broker import WebEvent
 from pipeline.cli import cli, main
 from pipeline.domain.campaign import ADVICE, Hold, HoldKind
 from pipeline.domain.lead import LeadState, Outcome, Retry, lead_id, settle
 from pipeline.embedded import embedded_broker, free_port
 from pipeline.events import Events
-from pipeline.handoff import WebEvent
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead

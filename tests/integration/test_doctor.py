@@ -18,10 +18,10 @@ import sqlalchemy as sa
 from werkzeug.security import generate_password_hash
 from werkzeug.serving import make_server
 
+from pipeline.broker import QUEUES
 from pipeline.cli.doctor import Finding, examine
 from pipeline.domain.campaign import Hold, HoldKind
 from pipeline.embedded import free_port
-from pipeline.handoff import QUEUES
 from pipeline.ledger import Ledger
 from pipeline.pulse import Pulse
 from pipeline.settings import load_settings

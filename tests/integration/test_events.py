@@ -16,10 +16,10 @@ import orjson
 import pytest
 import sqlalchemy as sa
 
+from pipeline.broker import WebEvent
 from pipeline.domain.campaign import Campaign
 from pipeline.domain.lead import Claim, Outcome, Retry, settle
 from pipeline.events import Events, Kept
-from pipeline.handoff import WebEvent
 from pipeline.ledger import Ledger, LedgerUnavailable, StoredEvent, digest_of
 from pipeline.ledger.tables import attempts, call_events, calls, leads, quarantine
 from pipeline.settings import Settings

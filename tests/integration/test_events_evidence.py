@@ -18,11 +18,11 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 
+from pipeline.broker import WebEvent
 from pipeline.cli.act import events as events_group
 from pipeline.domain.campaign import Campaign
 from pipeline.domain.lead import Claim, Outcome, Retry, settle
 from pipeline.events import Events, Kept
-from pipeline.handoff import WebEvent
 from pipeline.ledger import LeadFilter, Ledger, StoredEvent, digest_of
 from pipeline.ledger.tables import attempts, call_events, calls, leads
 from pipeline.settings import Settings

@@ -21,9 +21,9 @@ from celery.exceptions import Reject
 
 from pipeline import events as stage
 from pipeline import tasks
+from pipeline.broker import WebEvent, decode_events
 from pipeline.deaths import TURN_SECONDS, Deaths
 from pipeline.events import Events, Kept
-from pipeline.handoff import WebEvent, decode_events
 from pipeline.ledger import EVENTS_AT_ONCE, Ledger, StoredEvent, digest_of
 from pipeline.ledger.calls import _MERGERS_TURN
 from pipeline.ledger.tables import call_events

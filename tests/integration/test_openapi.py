@@ -20,9 +20,9 @@ from schemathesis.specs.openapi import checks as openapi
 from schemathesis.specs.openapi import definitions
 
 from pipeline import wiring
+from pipeline.broker import WebEvent
 from pipeline.domain.lead import Outcome, Retry, lead_id, settle
 from pipeline.events import Events
-from pipeline.handoff import WebEvent
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
 from pipeline.web import create_app

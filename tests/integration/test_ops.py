@@ -20,10 +20,10 @@ from jinja2.bccache import Bucket, BytecodeCache
 from werkzeug.security import generate_password_hash
 
 from pipeline import wiring
+from pipeline.broker import WebEvent
 from pipeline.domain.campaign import Campaign, Hold, HoldKind
 from pipeline.domain.lead import LeadState, Outcome, Settlement
 from pipeline.events import Events
-from pipeline.handoff import WebEvent
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.ledger.tables import leads as lead_table
 from pipeline.settings import Settings

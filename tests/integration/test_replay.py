@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from pipeline import tasks
+from pipeline.broker import Kind, Spool, decode_events, encode_events, lead_batch
 from pipeline.cli.replay import Replayed, replay_all
 from pipeline.domain.lead import lead_id
 from pipeline.events import Events
-from pipeline.handoff import Kind, Spool, decode_events, encode_events, lead_batch
 from pipeline.intake import Intake
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings

@@ -25,10 +25,10 @@ import pytest
 import redis
 from rich.console import Console
 
+from pipeline.broker import QUEUES
 from pipeline.cli.top.look import Looker
 from pipeline.cli.top.screen import duration, needs_a_person, screen, sparkline
 from pipeline.domain.campaign import Hold, HoldKind
-from pipeline.handoff import QUEUES
 from pipeline.ledger import Ledger
 from pipeline.pulse import Pulse
 from pipeline.settings import load_settings

@@ -10,7 +10,7 @@ import signal
 from typing import Any
 
 from pipeline import tasks
-from pipeline.handoff import broker
+from pipeline.broker import publisher
 from pipeline.settings import load_settings
 from pipeline.wiring import Parts
 from tests.journey.deadly_worker_names import KILLS_ITS_PROCESS, KILLS_THE_WORKER
@@ -31,7 +31,7 @@ def intake(mine: Parts, message: Any, *, again: bool) -> None:
 
 
 tasks.intake = intake
-broker.VISIBILITY_SECONDS = int(os.environ.get("DEADLY_VISIBILITY_SECONDS", broker.VISIBILITY_SECONDS))
+publisher.VISIBILITY_SECONDS = int(os.environ.get("DEADLY_VISIBILITY_SECONDS", publisher.VISIBILITY_SECONDS))
 tasks._MOST_DEATHS = int(os.environ.get("DEADLY_MOST_DEATHS", tasks._MOST_DEATHS))
 app = tasks.build_app(load_settings())
 if app.conf.broker_url.startswith("redis"):

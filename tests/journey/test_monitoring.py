@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.handoff import QUEUES
+from pipeline.broker import QUEUES
 from pipeline.ledger import Ledger
 from pipeline.measures import EVENTS, MEASURES
 from tests.alerts.experiments import EXPERIMENTS, run

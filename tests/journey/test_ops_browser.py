@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.broker import WebEvent
 from pipeline.domain.campaign import Campaign, Hold, HoldKind
 from pipeline.domain.lead import Answer, LeadState, Outcome, Settlement
 from pipeline.embedded import free_port
 from pipeline.events import Events
-from pipeline.handoff import WebEvent
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.pulse import Noting
 from pipeline.web.ops.access import hash_password

@@ -24,12 +24,12 @@ import sqlalchemy as sa
 from celery import Celery
 
 from pipeline import EnqueueFailed, enqueue
-from pipeline.handoff import VISIBILITY_SECONDS, WebEvent, encode_events, lead_batch
+from pipeline.broker import VISIBILITY_SECONDS, WebEvent, encode_events, lead_batch
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.tasks import _MOST_DEATHS
 from tests.chaos.brokers import RabbitVhost, ServiceMissing
 from tests.conftest import CAMPAIGN, empty, make_lead, missing
-from tests.integration.test_handoff import rabbitmq_alone
+from tests.integration.test_broker import rabbitmq_alone
 from tests.journey import deadly_worker_names as deadly
 from tests.journey.fleet import Fleet, Process, Valkey, signal_process
 from tests.waiting import until

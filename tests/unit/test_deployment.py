@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.handoff import QUEUES
+from pipeline.broker import QUEUES
 from pipeline.settings import Settings, load_settings
 from tests.conftest import missing
 

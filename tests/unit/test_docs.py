@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from celery.app.defaults import DEFAULTS
 
-from pipeline.domain import campaign as campaign_rules
 from pipeline.cli import cli
+from pipeline.domain import campaign as campaign_rules
 from pipeline.domain.campaign import CampaignState, Hold, HoldKind
 from pipeline.domain.lead import NAMESPACE, TRANSITIONS, LeadState, Outcome, Retry, lead_id, settle
 from pipeline.futwork import judge

@@ -15,9 +15,9 @@ import orjson
 import pytest
 
 from pipeline import EnqueueFailed, Lead, Producer, RefusedRow, enqueue
+from pipeline.broker import MESSAGE_BYTES, BrokerUnavailable
 from pipeline.domain.campaign import InvalidCampaignId
 from pipeline.domain.lead import lead_id
-from pipeline.handoff import MESSAGE_BYTES, BrokerUnavailable
 from pipeline.producer import LEADS_A_BATCH, read_rows
 from pipeline.settings import Settings
 from tests.conftest import CAMPAIGN, make_lead

@@ -15,8 +15,8 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import wiring
+from pipeline.broker import BrokerUnavailable, decode_events
 from pipeline.domain.lead import Lead, lead_id
-from pipeline.handoff import BrokerUnavailable, decode_events
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
 from pipeline.web import create_app

@@ -8,10 +8,10 @@ from typing import Any
 
 import redis
 
+from pipeline.broker import QUEUES, Broker, BrokerUnavailable, celery_app
 from pipeline.cli.doctor.finding import Finding, Verdict, one_line
 from pipeline.cli.session import sqlite_file
 from pipeline.domain.campaign import CampaignState, HoldKind
-from pipeline.handoff import QUEUES, Broker, BrokerUnavailable, celery_app
 from pipeline.ledger import Ledger, SchemaMismatch, ledger_is_at_fault
 from pipeline.pulse import Pulse, PulseUnavailable, Sign
 from pipeline.settings import Settings, SettingsError

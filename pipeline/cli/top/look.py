@@ -8,8 +8,8 @@ from typing import Any
 
 import redis
 
+from pipeline.broker import BrokerUnavailable
 from pipeline.cli.session import sqlite_file
-from pipeline.handoff import BrokerUnavailable
 from pipeline.ledger import LedgerUnavailable, SchemaMismatch, ledger_is_at_fault
 from pipeline.limiter import LimiterUnavailable
 from pipeline.pulse import ALIVE_SECONDS, KINDS, PulseUnavailable

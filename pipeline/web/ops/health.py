@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from pipeline.handoff import QUEUES, BrokerUnavailable
+from pipeline.broker import QUEUES, BrokerUnavailable
 from pipeline.pulse import PulseUnavailable
 from pipeline.settings import SettingsError
 from pipeline.web.ops.shown import count

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from pipeline.handoff.messages import EVENTS_A_MESSAGE, MESSAGE_BYTES
+from pipeline.broker.messages import EVENTS_A_MESSAGE, MESSAGE_BYTES
 
 Item = TypeVar("Item")
 

@@ -159,8 +159,8 @@ def bell_of(queue: str) -> str:
 
 def book_when_taken() -> None:
     """Let every consumer of this process that connects to a Redis from now on take messages in this way."""
-    TRANSPORT_ALIASES["redis"] = TRANSPORT_ALIASES["rediss"] = "pipeline.delivery:Transport"
-    TRANSPORT_ALIASES["sentinel"] = "pipeline.delivery:SentinelTransport"
+    TRANSPORT_ALIASES["redis"] = TRANSPORT_ALIASES["rediss"] = "pipeline.broker.redis_transport:Transport"
+    TRANSPORT_ALIASES["sentinel"] = "pipeline.broker.redis_transport:SentinelTransport"
     for alias in ("redis", "rediss", "sentinel"):
         kombu.transport._transport_cache.pop(alias, None)  # kombu remembers what an alias meant at its first connection
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import orjson
 
-from pipeline.handoff.broker import Broker, BrokerUnavailable
-from pipeline.handoff.messages import WebEvent, encode_events
+from pipeline.broker.messages import WebEvent, encode_events
+from pipeline.broker.publisher import Broker, BrokerUnavailable
 from pipeline.logs import logger
 
 log = logger(__name__)

@@ -14,7 +14,7 @@ from celery import Celery
 from kombu import exceptions as kombu_errors
 
 from pipeline import tracing
-from pipeline.delivery import RedisQueues
+from pipeline.broker.redis_transport import RedisQueues
 from pipeline.settings import Settings, SettingsError
 
 QUEUES = ("intake", "dispatch", "events", "upkeep")
@@ -59,7 +59,7 @@ def celery_app(settings: Settings, *, works: bool) -> Celery:
             " which starts a private one"
         )
     if works:
-        from pipeline.delivery import book_when_taken
+        from pipeline.broker.redis_transport import book_when_taken
 
         book_when_taken()
     app = Celery("pipeline", broker=settings.broker_url, set_as_current=works)

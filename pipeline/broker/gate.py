@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from pipeline.handoff.broker import Broker, BrokerUnavailable
-from pipeline.handoff.group import GroupCommit
-from pipeline.handoff.messages import WebEvent, encode_events
-from pipeline.handoff.spool import Spool, SpoolFull, drain_spool
+from pipeline.broker.group_commit import GroupCommit
+from pipeline.broker.messages import WebEvent, encode_events
+from pipeline.broker.publisher import Broker, BrokerUnavailable
+from pipeline.broker.spool import Spool, SpoolFull, drain_spool
 from pipeline.logs import logger
 
 log = logger(__name__)

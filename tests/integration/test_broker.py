@@ -1,4 +1,4 @@
-"""The hand-off to real brokers: Valkey and RabbitMQ that answer, refuse, freeze and come back."""
+"""Publishing to real brokers: Valkey and RabbitMQ that answer, refuse, freeze and come back."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ import redis
 from celery import Celery
 
 from pipeline import EnqueueFailed, enqueue, tasks
-from pipeline.embedded import embedded_broker, free_port
-from pipeline.handoff import (
+from pipeline.broker import (
     MESSAGE_VERSION,
     QUEUES,
     Broker,
@@ -38,7 +37,8 @@ from pipeline.handoff import (
     celery_app,
     decode_events,
 )
-from pipeline.handoff import broker as broker_module
+from pipeline.broker import publisher as broker_module
+from pipeline.embedded import embedded_broker, free_port
 from pipeline.settings import Settings, SettingsError
 from pipeline.wiring import Parts
 from tests.conftest import CAMPAIGN

@@ -1,4 +1,4 @@
-"""The hand-off without a broker: shared publishes, the spool on disk, and the gate that chooses between them."""
+"""Publishing without a broker: shared publishes, the spool on disk, and the gate that chooses between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.handoff import (
+from pipeline.broker import (
     MESSAGE_BYTES,
     Broker,
     BrokerUnavailable,

@@ -15,7 +15,7 @@ import kombu.transport
 import pytest
 import redis
 
-from pipeline.delivery import REST_SECONDS, RedisQueues, bell_of, book_when_taken, keep_malformed
+from pipeline.broker.redis_transport import REST_SECONDS, RedisQueues, bell_of, book_when_taken, keep_malformed
 from pipeline.logs import logger
 from tests.waiting import until
 
@@ -26,7 +26,7 @@ QUEUE = kombu.Queue("delivery", kombu.Exchange("delivery", type="direct"), routi
 def _booking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our transport for the length of a test."""
     monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
-    monkeypatch.setattr("pipeline.delivery.TRANSPORT_ALIASES", kombu.transport.TRANSPORT_ALIASES)
+    monkeypatch.setattr("pipeline.broker.redis_transport.TRANSPORT_ALIASES", kombu.transport.TRANSPORT_ALIASES)
     resolve = kombu.transport.resolve_transport  # an earlier test of this process may have connected in kombu's own way
     monkeypatch.setattr(kombu.transport, "_transport_cache", {"redis": resolve("redis")})
     book_when_taken()
@@ -118,7 +118,7 @@ def test_what_a_dead_worker_held_comes_back_although_the_next_hosts_clock_was_se
     """Seen where a clock went back by an hour after a kill: what was held lay in the books for an hour."""
     publish(connection, {"lead": 1})
     take_and_die(connection, valkey)
-    for module in ("pipeline.delivery", "kombu.transport.redis"):
+    for module in ("pipeline.broker.redis_transport", "kombu.transport.redis"):
         monkeypatch.setattr(f"{module}.time", lambda: time.time() - 3600)
     assert taken_by_another(connection) == [{"lead": 1}]
 
@@ -163,7 +163,7 @@ def test_what_has_no_place_in_the_books_is_booked_by_kombu(connection: kombu.Con
 def test_a_malformed_message_that_could_not_be_kept_comes_again(
     connection: kombu.Connection, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.delivery._keepers", [])
+    monkeypatch.setattr("pipeline.broker.redis_transport._keepers", [])
     given, answers = [], [False, True]
 
     def keep(item: bytes) -> bool:
@@ -280,7 +280,7 @@ def test_a_worker_that_rests_is_woken_by_the_bell_of_its_queue(
     connection: kombu.Connection, queues: RedisQueues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest is half a minute here: nothing else could wake it in time."""
-    monkeypatch.setattr("pipeline.delivery.REST_SECONDS", 30)
+    monkeypatch.setattr("pipeline.broker.redis_transport.REST_SECONDS", 30)
     received: list[Any] = []
     other = kombu.Queue("other", kombu.Exchange("other", type="direct"), routing_key="other")
 
@@ -302,7 +302,7 @@ def test_each_of_two_workers_that_rest_is_woken_for_one_of_two_messages(
     connection: kombu.Connection, queues: RedisQueues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A ring wakes one worker, so two messages must ring twice."""
-    monkeypatch.setattr("pipeline.delivery.REST_SECONDS", 30)
+    monkeypatch.setattr("pipeline.broker.redis_transport.REST_SECONDS", 30)
     received: dict[str, list[Any]] = {"one": [], "two": []}
     with connection.clone() as other:
         consumers = [

@@ -1,0 +1,47 @@
+"""What the broker keeps: what a producer or the webhook was told is accepted is in the broker, or on disk.
+
+`messages` says what travels, `publisher` publishes it with bounded waits, `group_commit` lets many web threads share one
+publish, `spool` keeps events on local disk while the broker is away, `gate` chooses between the two, and
+`redis_transport` is Celery's way to Redis and Valkey.
+"""
+
+from pipeline.broker.gate import EventGate
+from pipeline.broker.group_commit import GroupCommit
+from pipeline.broker.messages import (
+    EVENTS_A_MESSAGE,
+    MESSAGE_BYTES,
+    MESSAGE_VERSION,
+    Kind,
+    WebEvent,
+    decode_events,
+    encode_events,
+    kind_of,
+    lead_batch,
+    refused,
+)
+from pipeline.broker.publisher import QUEUES, ROUTES, VISIBILITY_SECONDS, Broker, BrokerUnavailable, celery_app
+from pipeline.broker.spool import Spool, SpoolFull, drain_spool
+
+__all__ = [
+    "EVENTS_A_MESSAGE",
+    "MESSAGE_BYTES",
+    "MESSAGE_VERSION",
+    "QUEUES",
+    "ROUTES",
+    "VISIBILITY_SECONDS",
+    "Broker",
+    "BrokerUnavailable",
+    "EventGate",
+    "GroupCommit",
+    "Kind",
+    "Spool",
+    "SpoolFull",
+    "WebEvent",
+    "celery_app",
+    "decode_events",
+    "drain_spool",
+    "encode_events",
+    "kind_of",
+    "lead_batch",
+    "refused",
+]
