@@ -40,7 +40,7 @@ check: setup  ## lint, types, import contracts
 	@$(BIN)/lint-imports
 
 metrics: setup  ## write docs/metrics.md from the definitions of the metrics
-	@$(BIN)/python -m pipeline.measures > docs/metrics.md
+	@$(BIN)/python -m pipeline.observability.metrics > docs/metrics.md
 
 docs: setup  ## make a site of docs/ with a search, and the reference of commands and code, in var/site
 	@$(BIN)/python -c 'import furo, sphinx_click' 2>/dev/null || \

@@ -69,9 +69,9 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
 
 def post_worker_init(worker):
     """Let this host be seen among those that serve, also while no request comes."""
-    from pipeline.web import keep_pulse
+    from pipeline.web import keep_heartbeat
 
-    keep_pulse(worker.wsgi)
+    keep_heartbeat(worker.wsgi)
 
 
 def child_exit(server, worker):  # noqa: ARG001 - gunicorn's signature

@@ -2,14 +2,14 @@
 
 import sys
 
-from pipeline import faults, tracing
-from pipeline.logs import configure_logs
+from pipeline.observability import error_reporting, tracing
+from pipeline.observability.logs import configure_logs
 from pipeline.settings import SettingsError, load_settings
 from pipeline.web import create_app
 
 try:
     settings = load_settings()
-    faults.begin(settings, part="web")
+    error_reporting.begin(settings, part="web")
     tracing.begin(settings, part="web")
 except SettingsError as error:
     sys.exit(f"pipeline: {error}")

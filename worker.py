@@ -2,13 +2,13 @@
 
 import sys
 
-from pipeline import faults
+from pipeline.observability import error_reporting
 from pipeline.settings import SettingsError, load_settings
-from pipeline.tasks import build_app
+from pipeline.worker.app import build_app
 
 try:
     settings = load_settings()
-    faults.begin(settings, part="worker")
+    error_reporting.begin(settings, part="worker")
     app = build_app(settings)
 except SettingsError as error:
     sys.exit(f"pipeline: {error}")

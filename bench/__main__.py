@@ -11,9 +11,9 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+from bench.backends import Absent, Backends
 from bench.figures import Figure, console, keep, show
-from bench.services import Absent, Services
-from pipeline.logs import configure_logs
+from pipeline.observability.logs import configure_logs
 
 FIGURES = {
     "enqueue": "leads into the broker",
@@ -52,7 +52,7 @@ def main() -> int:
     rounds = given.rounds or (3 if given.quick else 5)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="pipeline-bench-") as folder, contextlib.ExitStack() as stack:
-        services = Services(Path(folder), stack)
+        services = Backends(Path(folder), stack)
         configure_logs(services.settings())
         for name in given.figures or FIGURES:
             load = os.getloadavg()[0]

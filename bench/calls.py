@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from bench import people
-from bench.services import CAMPAIGN
+from bench.backends import CAMPAIGN
 from pipeline.sandbox.calls import Lead, plan
 from pipeline.sandbox.options import Options
 

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 
+from bench.backends import CAMPAIGN, Absent, Backends
 from bench.figures import Figure, compare, console, interleave
-from bench.services import CAMPAIGN, Absent, Services
 from bench.submit import fill
 from pipeline.domain.lead import Answer, LeadState, Outcome, Settlement
 from pipeline.ledger import Ledger
@@ -46,7 +46,7 @@ _FILLED = ("leads", "attempts")
 _INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename IN ('leads', 'attempts') ORDER BY indexname"
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     if not services.has_postgres:
         raise Absent("PostgreSQL")

@@ -22,14 +22,14 @@ import sqlalchemy as sa
 from rich.table import Table
 
 from bench import people
+from bench.backends import CAMPAIGN, Absent, Backends, Sandbox, await_, run_json
 from bench.calls import stories
 from bench.events import in_order_of_time
 from bench.figures import Figure, compare, console, interleave
-from bench.services import CAMPAIGN, Absent, Sandbox, Services, await_, run_json
 from pipeline import enqueue
 from pipeline.broker import EVENTS_A_MESSAGE, Broker, WebEvent, celery_app, encode_events
 from pipeline.ledger import Ledger
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
 
 LEADS = 20_000
 _CONCURRENCY = 128
@@ -60,7 +60,7 @@ class Counters:
         return Counters(*((getattr(self, f.name) - getattr(before, f.name)) / number for f in fields(self)))
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     if not services.has_postgres:
         raise Absent("PostgreSQL")
@@ -88,13 +88,13 @@ def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
     ]
 
 
-def _bare(services: Services, number: int, **shape: str) -> float:
+def _bare(services: Backends, number: int, **shape: str) -> float:
     with services.sandbox() as sandbox:
         url = f"{sandbox.base_url}/campaigns/{CAMPAIGN}/leads"
         return run_json(["-m", "bench.peers.bare_posts", url, str(number), str(_CONCURRENCY)], shape)["us"]
 
 
-def _journey(services: Services, number: int) -> dict[str, Counters]:
+def _journey(services: Backends, number: int) -> dict[str, Counters]:
     """The cost a lead of each stage."""
     services.clean_valkey()
     producer_seconds = 0.0
@@ -115,7 +115,7 @@ def _journey(services: Services, number: int) -> dict[str, Counters]:
         ledger.campaigns.pause(CAMPAIGN, reason="bench", now=datetime.now(UTC))
         publisher = Broker(celery_app(settings, works=False))
         enqueue(CAMPAIGN, list(people.rows(500, start=90_000_000)), settings=settings, publisher=publisher)
-        parts = Parts(settings)
+        parts = Services(settings)
         with services.processes(services.environment(settings)) as stack:
             part = stack.celery(
                 "all", "worker", "-Q", "intake,dispatch,events,upkeep", "-c", "2", "-n", "all@%h", *_QUIET
@@ -137,7 +137,7 @@ def _journey(services: Services, number: int) -> dict[str, Counters]:
     return found
 
 
-def _dispatch(ledger: Ledger, sandbox: Sandbox, parts: Parts, number: int) -> None:
+def _dispatch(ledger: Ledger, sandbox: Sandbox, parts: Backends, number: int) -> None:
     ledger.campaigns.resume(CAMPAIGN)
     parts.wake(CAMPAIGN)
     await_(lambda: sandbox.accepted() >= number or parts.wake(CAMPAIGN), "dispatch", seconds=300, step=0.5)
@@ -168,7 +168,7 @@ def _settle(ledger: Ledger) -> None:
     _scalar(ledger, "SELECT count(*) FROM pg_stat_clear_snapshot()")
 
 
-def _count(services: Services, ledger: Ledger, worker: psutil.Process, producer_seconds: float) -> Counters:
+def _count(services: Backends, ledger: Ledger, worker: psutil.Process, producer_seconds: float) -> Counters:
     database = ledger.database.url.database or ""
     tree = [worker, *worker.children(recursive=True)]
     valkey = services.valkey.info("cpu")

@@ -7,15 +7,15 @@ import sys
 import time
 
 from bench import people
+from bench.backends import CAMPAIGN, Backends
 from bench.figures import Figure, absolute, console
-from bench.services import CAMPAIGN, Services
-from pipeline.stack import ROOT
+from pipeline.devstack.supervisor import ROOT
 
 ROWS = 1_000_000
 _LIMIT_MB = 300
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:  # noqa: ARG001 - as every figure has it
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:  # noqa: ARG001 - as every figure has it
     """The figures of this module; one round, because what is measured is a bound and not a speed."""
     number = ROWS // 10 if quick else ROWS
     file = services.folder / "leads.csv"

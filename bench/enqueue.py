@@ -12,15 +12,15 @@ import sys
 import time
 
 from bench import people
+from bench.backends import CAMPAIGN, Backends, run_json
 from bench.figures import Figure, compare, interleave
-from bench.services import CAMPAIGN, Services, run_json
 
 LEADS = 100_000
 DELAYED = 5_000
 _WARM_UP = 600
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     leads = LEADS // 5 if quick else LEADS
 

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 import orjson
 import sqlalchemy as sa
 
+from bench.backends import Absent, Backends, run_json
 from bench.calls import stories
 from bench.figures import Figure, compare, interleave
-from bench.services import Absent, Services, run_json
 from bench.submit import fill
 from pipeline.broker import EVENTS_A_MESSAGE, Broker, WebEvent, celery_app, encode_events
 from pipeline.ledger import Ledger
@@ -27,7 +27,7 @@ _THREADS = 16
 _QUIET = ("--loglevel", "warning", "--without-gossip", "--without-mingle")
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     if not services.has_postgres:
         raise Absent("PostgreSQL")
@@ -53,7 +53,7 @@ def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
     ]
 
 
-def ours(services: Services, calls: int, size: int) -> float:
+def ours(services: Backends, calls: int, size: int) -> float:
     """Events a second of the `events` stage."""
     services.clean_valkey()
     with services.ledger() as ledger:
@@ -76,7 +76,7 @@ def ours(services: Services, calls: int, size: int) -> float:
     return rate
 
 
-def peer(services: Services, calls: int) -> float:
+def peer(services: Backends, calls: int) -> float:
     """Events a second of the peer."""
     from celery import Celery
 

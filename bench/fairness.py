@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import sqlalchemy as sa
 
 from bench import people
+from bench.backends import CAMPAIGN, Absent, Backends, Sandbox, await_
 from bench.figures import Figure, compare, interleave
-from bench.services import CAMPAIGN, Absent, Sandbox, Services, await_
 from pipeline.broker import lead_batch
 from pipeline.ledger import Ledger
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
 
 LEADS = 1_000_000
 _TEN = 10
@@ -36,7 +36,7 @@ FROM (SELECT '+91' || (7000000000 + n) AS phone FROM generate_series(1, :number)
 _OPEN = sa.text("SELECT count(*) FROM leads WHERE campaign_id = :campaign AND state IN ('queued', 'sending')")
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     if not services.has_postgres:
         raise Absent("PostgreSQL")
@@ -62,7 +62,7 @@ def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
     return [compare("fairness", behind, alone, unit="s", goal=2.0, better="lower", note=note)]
 
 
-def _mean(services: Services, ledger: Ledger, starts: Iterator[int], *, busy: bool) -> float:
+def _mean(services: Backends, ledger: Ledger, starts: Iterator[int], *, busy: bool) -> float:
     services.clean_valkey()
     with services.sandbox() as sandbox:
         settings = services.settings(
@@ -73,7 +73,7 @@ def _mean(services: Services, ledger: Ledger, starts: Iterator[int], *, busy: bo
         )
         with services.processes(services.environment(settings)) as stack:
             stack.celery("dispatch", "worker", "-Q", "dispatch", "-c", "2", "-n", "dispatch@%h", *_QUIET)
-            parts = Parts(settings)
+            parts = Services(settings)
             if busy:
                 parts.wake(_LARGE)
                 await_(lambda: sandbox.accepted() >= 100, "the large campaign")
@@ -83,7 +83,7 @@ def _mean(services: Services, ledger: Ledger, starts: Iterator[int], *, busy: bo
     return mean
 
 
-def _one(parts: Parts, sandbox: Sandbox, start: int) -> float:
+def _one(parts: Backends, sandbox: Sandbox, start: int) -> float:
     """Hand ten leads to intake, and say how long it took until the last of them arrived at the sandbox."""
     rows = [{**row, "phone": f"+91{row['phone']}"} for row in people.rows(_TEN, start=start)]
     phones = {row["phone"][-10:] for row in rows}

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from bench.backends import Absent
 from bench.figures import console
-from bench.services import Absent
 
 _PEERS = Path(__file__).parent / "peers"
 _INSTALL_SECONDS = 240

@@ -14,9 +14,9 @@ import psycopg
 import sqlalchemy as sa
 
 from bench import people
+from bench.backends import CAMPAIGN, Absent, Backends
 from bench.figures import Figure, compare, interleave
 from bench.peers.copy_rows import copy_batch, create_table
-from bench.services import CAMPAIGN, Absent, Services
 from pipeline.broker import lead_batch
 from pipeline.intake import Intake
 
@@ -24,7 +24,7 @@ LEADS = 20_000
 _BATCH = 500
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     if not services.has_postgres:
         raise Absent("PostgreSQL")

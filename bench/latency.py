@@ -21,15 +21,15 @@ import psycopg
 import sqlalchemy as sa
 
 from bench import people
+from bench.backends import CAMPAIGN, Absent, Backends, Sandbox, await_
 from bench.calls import event_bodies
 from bench.figures import Figure, compare, console
-from bench.services import CAMPAIGN, Absent, Sandbox, Services, await_
 from bench.webhook import listens
 from pipeline import enqueue
-from pipeline.embedded import free_port
+from pipeline.devstack.embedded_valkey import free_port
+from pipeline.devstack.supervisor import Supervisor
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
-from pipeline.stack import Stack
 
 _LEADS = 20  # a round
 _REST_SECONDS = 0.2  # after each lead, event and round trip
@@ -41,7 +41,7 @@ CREATE TRIGGER tell AFTER INSERT OR UPDATE ON calls FOR EACH ROW EXECUTE FUNCTIO
 """
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     if not services.has_postgres:
         raise Absent("PostgreSQL")
@@ -133,7 +133,7 @@ class _Pipeline:
         return {one["phone"]: one["time"] for one in self._sandbox.journal()}
 
 
-def _start(stack: Stack) -> int:
+def _start(stack: Supervisor) -> int:
     """Start workers and web server as the Procfile has them, and the peer's worker; return the web server's port."""
     stack.celery("dispatch", "worker", "-Q", "dispatch", "-c", "2", "-n", "dispatch@%h", *_QUIET)
     stack.celery("records", "worker", "-Q", "intake,events,upkeep", "-c", "2", "-n", "records@%h", *_QUIET)

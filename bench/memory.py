@@ -11,9 +11,9 @@ import time
 import psutil
 import sqlalchemy as sa
 
+from bench.backends import CAMPAIGN, Absent, Backends
 from bench.figures import Figure, compare
-from bench.services import CAMPAIGN, Absent, Services
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
 
 FEW, MANY = 10_000, 1_000_000
 _LONGEST_SECONDS = 1800
@@ -29,7 +29,7 @@ FROM generate_series(1, :number) AS n
 """
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:  # noqa: ARG001 - one round says it
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:  # noqa: ARG001 - one round says it
     """The figures of this module."""
     if not services.has_postgres:
         raise Absent("PostgreSQL")
@@ -42,7 +42,7 @@ def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:  #
     return [compare("memory", [late], [few], unit="MB", goal=1.1, better="lower", note=note)]
 
 
-def _sizes(services: Services, many: int) -> tuple[float, float, float]:
+def _sizes(services: Backends, many: int) -> tuple[float, float, float]:
     services.clean_valkey()
     with services.ledger() as ledger, services.sandbox() as sandbox:
         settings = services.settings(
@@ -54,7 +54,7 @@ def _sizes(services: Services, many: int) -> tuple[float, float, float]:
             connection.execute(sa.text(_LEADS), {"campaign": CAMPAIGN, "number": many})
         with ledger.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(sa.text("VACUUM ANALYZE leads"))
-        parts = Parts(settings)
+        parts = Services(settings)
         with services.processes(services.environment(settings)) as stack:
             part = stack.celery("dispatch", "worker", "-Q", "dispatch", "-c", "1", "-n", "dispatch@%h", *_QUIET)
             worker, few, begun = psutil.Process(part.process.pid), 0.0, time.monotonic()

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from bench.backends import CAMPAIGN, Backends, await_
 from bench.figures import Figure, absolute, console
-from bench.services import CAMPAIGN, Services, await_
-from pipeline.embedded import free_port
+from pipeline.devstack.embedded_valkey import free_port
 from pipeline.ledger import Ledger
 from pipeline.web.ops.access import hash_password
 
@@ -78,7 +78,7 @@ _ATTEMPTS = """INSERT INTO attempts (lead_id, claim, started_at, duration_ms, ou
     FROM leads"""
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     leads = LEADS // 10 if quick else LEADS
     figures = []
@@ -180,7 +180,7 @@ class Client:
 
 
 @contextlib.contextmanager
-def pages_server(services: Services, url: str) -> Iterator[Client]:
+def pages_server(services: Backends, url: str) -> Iterator[Client]:
     """A gunicorn that serves the pages over this ledger, and somebody signed in to it."""
     settings = services.settings(
         database_url=url, ops_users=f"asha:{hash_password(PASSWORD)}:operator", ops_secret="s" * 40
@@ -206,7 +206,7 @@ def write(url: str, number: int) -> None:
                 connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
             for statement in _statements(sqlite=sqlite):
                 connection.execute(sa.text(statement), {"number": number})
-        ledger.tallies.fold(now=now)
+        ledger.rollups.compact(now=now)
         with ledger.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(sa.text("ANALYZE" if sqlite else "VACUUM ANALYZE"))
 

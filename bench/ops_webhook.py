@@ -11,9 +11,9 @@ import contextlib
 import threading
 import time
 
+from bench.backends import CAMPAIGN, Backends, run_json
 from bench.figures import Figure, compare, interleave
 from bench.ops_pages import Client, pages_server, write
-from bench.services import CAMPAIGN, Services, run_json
 from pipeline.ledger import Ledger
 
 _LEADS = 100_000
@@ -21,7 +21,7 @@ _OPEN, _HAMMERING = 5, 4  # browsers; askers without a pause
 _REFRESH_SECONDS = 10.0
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     seconds = 4 if quick else 12
     with contextlib.ExitStack() as stack:

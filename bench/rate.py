@@ -12,12 +12,12 @@ from collections import deque
 
 import sqlalchemy as sa
 
+from bench.backends import CAMPAIGN, Backends
 from bench.figures import Figure, absolute, compare, console
-from bench.services import CAMPAIGN, Services
 from bench.submit import fill
-from pipeline.limiter import burst_of
+from pipeline.coordination.limiter import burst_of
 from pipeline.settings import Rate
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
 
 RATES = (20, 200, 1000)
 _SECONDS = 60
@@ -25,7 +25,7 @@ _CAMPAIGNS = tuple(CAMPAIGN[:-1] + end for end in "abc")
 _QUIET = ("--loglevel", "warning", "--without-gossip", "--without-mingle")
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:  # noqa: ARG001 - as every figure has it
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:  # noqa: ARG001 - as every figure has it
     """The figures of this module; one round a rate, because each takes its time by the clock."""
     seconds = 8 if quick else _SECONDS
     figures = []
@@ -47,7 +47,7 @@ def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:  #
     return figures
 
 
-def _run(services: Services, rate: int, seconds: int) -> tuple[int, int]:
+def _run(services: Backends, rate: int, seconds: int) -> tuple[int, int]:
     """How many leads were sent in *seconds* from the first on, and in the busiest second."""
     services.clean_valkey()
     with services.ledger() as ledger, services.sandbox() as sandbox:
@@ -64,7 +64,7 @@ def _run(services: Services, rate: int, seconds: int) -> tuple[int, int]:
                 connection.execute(sa.text("VACUUM ANALYZE leads"))
         with services.processes(services.environment(settings)) as stack:
             stack.celery("dispatch", "worker", "-Q", "dispatch", "-c", "4", "-n", "dispatch@%h", *_QUIET)
-            parts = Parts(settings)
+            parts = Services(settings)
             deadline = time.monotonic() + seconds + 60
             first, accepted = 0.0, 0
             while not first or time.monotonic() < first + seconds + 1:

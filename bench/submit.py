@@ -18,11 +18,11 @@ import psutil
 import sqlalchemy as sa
 
 from bench import people
+from bench.backends import CAMPAIGN, Backends, Sandbox, await_
 from bench.figures import Figure, compare, interleave
-from bench.services import CAMPAIGN, Sandbox, Services, await_
 from pipeline.domain.lead import Lead
 from pipeline.ledger import Ledger
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
 
 LEADS = 20_000
 POSTED = 4_000  # by a peer, whose cost a lead does not depend on their number
@@ -31,7 +31,7 @@ _LONGEST_SECONDS = 300
 _QUIET = ("--loglevel", "warning", "--without-gossip", "--without-mingle")
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     leads = LEADS // 2 if quick else LEADS
     posted = POSTED // 2 if quick else POSTED
@@ -52,7 +52,7 @@ def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
     ]
 
 
-def note_on(services: Services, leads: int, posted: int, shares: list[float]) -> str:
+def note_on(services: Backends, leads: int, posted: int, shares: list[float]) -> str:
     """What was run, for a figure's note."""
     return (
         f"2 worker processes, {'PostgreSQL' if services.has_postgres else 'SQLite'} ledger, {leads:,} leads"
@@ -74,7 +74,7 @@ def fill(ledger: Ledger, number: int, *, start: int = 0, campaign_id: str = CAMP
         )
 
 
-def ours(services: Services, number: int, shares: list[float], **overrides: Any) -> float:
+def ours(services: Backends, number: int, shares: list[float], **overrides: Any) -> float:
     """Submissions a second of two dispatch processes; the sandbox's share of a core goes to *shares*."""
     services.clean_valkey()
     with services.ledger() as ledger, services.sandbox() as sandbox:
@@ -87,7 +87,7 @@ def ours(services: Services, number: int, shares: list[float], **overrides: Any)
         if not ledger.database.is_sqlite:
             with ledger.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 connection.execute(sa.text("VACUUM ANALYZE leads"))
-        parts = Parts(settings)
+        parts = Services(settings)
         with services.processes(services.environment(settings)) as stack:
             stack.celery("dispatch", "worker", "-Q", "dispatch", "-c", "2", "-n", "dispatch@%h", *_QUIET)
             process = psutil.Process(sandbox.pid)
@@ -102,7 +102,7 @@ def ours(services: Services, number: int, shares: list[float], **overrides: Any)
     return rate
 
 
-def celery(services: Services, number: int, *, session: bool) -> float:
+def celery(services: Backends, number: int, *, session: bool) -> float:
     """Submissions a second of the plain task, two processes."""
     from celery import Celery
 
@@ -121,7 +121,7 @@ def celery(services: Services, number: int, *, session: bool) -> float:
         return clocked(sandbox, number)
 
 
-def peer_environment(services: Services, sandbox: Sandbox) -> dict[str, str]:
+def peer_environment(services: Backends, sandbox: Sandbox) -> dict[str, str]:
     """Where a peer finds its broker and its sink."""
     return {"BROKER_URL": services.broker_url, "FUTWORK_BASE_URL": sandbox.base_url}
 

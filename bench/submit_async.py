@@ -14,16 +14,16 @@ from collections.abc import Callable
 from functools import partial
 
 from bench import people
+from bench.backends import CAMPAIGN, Absent, Backends
 from bench.figures import Figure, compare, console, interleave
 from bench.install import bullmq_folder, taskiq_python
-from bench.services import CAMPAIGN, Absent, Services
 from bench.submit import LEADS, clocked, note_on, ours, peer_environment
 
 _BULLMQ_CONCURRENCY = 64
 _BULLMQ_PROCESSES = 2
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     leads = LEADS // 2 if quick else LEADS
     shares: list[float] = []
@@ -51,7 +51,7 @@ def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
     ]
 
 
-def taskiq(services: Services, number: int, *, broker: str = "stream") -> float:
+def taskiq(services: Backends, number: int, *, broker: str = "stream") -> float:
     """Submissions a second of taskiq, two worker processes."""
     services.clean_valkey()
     python, shape = str(taskiq_python()), {"TASKIQ_BROKER": broker}
@@ -62,7 +62,7 @@ def taskiq(services: Services, number: int, *, broker: str = "stream") -> float:
         return clocked(sandbox, number)
 
 
-def bullmq(services: Services, number: int, *, processes: int = _BULLMQ_PROCESSES) -> float:
+def bullmq(services: Backends, number: int, *, processes: int = _BULLMQ_PROCESSES) -> float:
     """Submissions a second of BullMQ."""
     services.clean_valkey()
     folder = bullmq_folder()

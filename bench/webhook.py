@@ -11,17 +11,17 @@ from __future__ import annotations
 import base64
 import json
 
+from bench.backends import Backends, await_, run_json
 from bench.figures import Figure, compare, interleave
-from bench.services import Services, await_, run_json
-from pipeline.embedded import free_port
-from pipeline.stack import Stack
+from pipeline.devstack.embedded_valkey import free_port
+from pipeline.devstack.supervisor import Supervisor
 
 _CONNECTIONS = 16
 _WORKER = ("--worker-class", "pipeline.web.serving.PatientWorker", "--workers", "1", "--threads", "16")
 _GUNICORN = (*_WORKER, "--keep-alive", "30", "--log-level", "warning")
 
 
-def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
+def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     seconds = 2 if quick else 5
     tails: dict[str, list[float]] = {"ours": [], "bare": [], "delay": []}
@@ -77,7 +77,7 @@ def measure(services: Services, *, rounds: int, quick: bool) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _serve(stack: Stack, name: str, app: str, config: str | None = None) -> int:
+def _serve(stack: Supervisor, name: str, app: str, config: str | None = None) -> int:
     port = free_port()
     arguments = ["-m", "gunicorn", app, "--bind", f"127.0.0.1:{port}", *_GUNICORN]
     stack.start(name, [*arguments, "--config", config or "python:bench.peers"])
@@ -93,7 +93,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _events_in_broker(services: Services) -> int:
+def _events_in_broker(services: Backends) -> int:
     total = 0
     for raw in services.valkey.lrange("events", 0, -1):
         args, _, _ = json.loads(base64.b64decode(json.loads(raw)["body"]))

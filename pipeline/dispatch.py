@@ -21,18 +21,17 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
-import redis
-
+from pipeline.coordination.connection import RedisUnavailable
+from pipeline.coordination.counters import Counters
+from pipeline.coordination.dispatch_leases import LEASE, DispatchLease, DispatchLeases
+from pipeline.coordination.limiter import AHEAD, Grant, Limiter, Limits
 from pipeline.domain.campaign import Campaign, CampaignState, Hold, HoldKind, probe_interval
 from pipeline.domain.lead import Answer, Claim, LeadState, Outcome, Retry, Settlement, settle
 from pipeline.futwork import Futwork
 from pipeline.ledger import Ledger, LedgerUnavailable, Recorded
-from pipeline.limiter import AHEAD, Grant, Limiter, LimiterUnavailable, Limits
-from pipeline.logs import logger
-from pipeline.measures import LIMITER_ASKS, LIMITER_SLOTS, LIMITER_WAIT, SUBMISSION_SECONDS, SUBMISSIONS
-from pipeline.meter import Meter
+from pipeline.observability.logs import logger
+from pipeline.observability.metrics import LIMITER_ASKS, LIMITER_SLOTS, LIMITER_WAIT, SUBMISSION_SECONDS, SUBMISSIONS
 from pipeline.settings import Settings
-from pipeline.turns import LEASE, Turn, Turns
 
 log = logger(__name__)
 
@@ -57,7 +56,7 @@ class Slice:
     campaign_id: str
     outcomes: dict[str, int] = field(default_factory=dict)
     ended: str = ""
-    """Why the slice ended: idle, limit, time, others wait, held, released, not active, no turn, stopping."""
+    """Why the slice ended: idle, limit, time, others wait, held, released, not active, no lease, stopping."""
     more: bool = False
     """Whether due work may be left that should not wait for the sweep."""
     worked_at: datetime | None = None
@@ -88,21 +87,21 @@ class Dispatcher:
         ledger: Ledger,
         futwork: Futwork,
         limiter: Limiter,
-        turns: Turns,
+        leases: DispatchLeases,
         settings: Settings,
         *,
         ask_for_help: Callable[[str], None],
         stopping: Stop = lambda: False,
-        meter: Meter | None = None,
+        counters: Counters | None = None,
     ) -> None:
         self._ledger = ledger
         self._futwork = futwork
         self._limiter = limiter
-        self._turns = turns
+        self._leases = leases
         self._settings = settings
         self._ask_for_help = ask_for_help
         self._stopping = stopping
-        self._meter = meter or Meter()
+        self._counters = counters or Counters()
         self._waits_since: float | None = None  # since when there is room for more and no slot
         self._jitter = random.Random()  # noqa: S311 - spreads retries; nothing secret
 
@@ -110,30 +109,30 @@ class Dispatcher:
         """Work on a campaign for one slice; return at once where others do so already or where it may not be sent."""
         done = Slice(campaign_id)
         try:
-            turn = self._turns.take(campaign_id, most=self._settings.dispatchers_per_campaign, lease=LEASE)
-        except redis.RedisError as error:
+            lease = self._leases.take(campaign_id, most=self._settings.dispatchers_per_campaign, duration=LEASE)
+        except RedisUnavailable as error:
             log.warning("dispatch stands still: the limit's redis is away", campaign=campaign_id, error=str(error))
             done.ended = "limit"
             return done
-        if turn is None:
-            done.ended = "no turn"
+        if lease is None:
+            done.ended = "no lease"
             return done
         try:
-            self._work(turn, done)
+            self._work(lease, done)
         except Exception:
-            self._give_up(turn)
+            self._give_up(lease)
             self._forget_what_is_out(done)
             raise
         finally:  # also when told to end, perhaps in the midst of counting what is out: then it waits for nothing
-            self._give_up(turn)
-        # Leads that came in between the last claim and the end of the turn were promised to this dispatcher.
+            self._give_up(lease)
+        # Leads that came in between the last claim and the end of the lease were promised to this dispatcher.
         done.more = done.more or self._has_work(done)
         if done.posts:
             log.info("slice done", campaign=campaign_id, ended=done.ended, **done.outcomes)
         return done
 
-    def _work(self, turn: Turn, done: Slice) -> None:
-        campaign = self._ledger.campaigns.get(turn.campaign_id)
+    def _work(self, lease: DispatchLease, done: Slice) -> None:
+        campaign = self._ledger.campaigns.get(lease.campaign_id)
         if campaign is None or campaign.state is CampaignState.PAUSED:
             done.ended = "not active"
         elif not self._futwork.has_key(campaign.account):
@@ -143,13 +142,13 @@ class Dispatcher:
             self._probe(campaign, done)
         else:
             try:
-                self._send(campaign, turn, done)
+                self._send(campaign, lease, done)
             except Exception:
                 # No more is claimed; what is out may still be recorded, if the ledger comes back in time.
                 self._finish(campaign, done)
                 raise
 
-    def _send(self, campaign: Campaign, turn: Turn, done: Slice) -> None:
+    def _send(self, campaign: Campaign, lease: DispatchLease, done: Slice) -> None:
         """Keep the pipe full until the slice ends, then wait for what is out."""
         self._waits_since = None  # what the last slice waited for was another's
         limits = self._limits(campaign)
@@ -159,7 +158,7 @@ class Dispatcher:
         while True:
             if time.monotonic() - renewed > _RENEW_SECONDS:
                 renewed = time.monotonic()
-                self._renew(turn)
+                self._renew(lease)
             self._record(campaign, self._collect(wait, linger=paced), done)
             done.ended = done.ended or self._reason_to_end(campaign.id, started, ends)
             room = self._futwork.concurrency - self._futwork.in_flight
@@ -170,7 +169,7 @@ class Dispatcher:
                 continue
             try:
                 sent = self._send_round(campaign, limits, room)
-            except LimiterUnavailable as error:
+            except RedisUnavailable as error:
                 log.warning("dispatch stands still: the limit cannot be asked", campaign=campaign.id, error=str(error))
                 done.ended = "limit"
                 break
@@ -186,20 +185,22 @@ class Dispatcher:
                     break
             wait = _LONGEST_WAIT_SECONDS if sent.ran_dry else min(sent.pause.total_seconds(), _LONGEST_WAIT_SECONDS)
             paced = bool(sent.pause) and not sent.ran_dry
-        self._finish(campaign, done, turn=turn)
+        self._finish(campaign, done, lease=lease)
 
-    def _finish(self, campaign: Campaign, done: Slice, *, turn: Turn | None = None, probe: bool = False) -> None:
+    def _finish(
+        self, campaign: Campaign, done: Slice, *, lease: DispatchLease | None = None, probe: bool = False
+    ) -> None:
         """Wait for everything that is out, and record it.
 
-        One answer may take as long as the read timeout. The campaign does not wait for it: its *turn* is given up
+        One answer may take as long as the read timeout. The campaign does not wait for it: its *lease* is given up
         early, and another dispatcher asked for.
         """
         started = time.monotonic()
         while self._futwork.in_flight:
             self._record(campaign, self._collect(_LONGEST_WAIT_SECONDS), done, probe=probe)
-            if turn is not None and time.monotonic() - started > _HAND_OVER_SECONDS:
-                self._give_up(turn)
-                turn = None
+            if lease is not None and time.monotonic() - started > _HAND_OVER_SECONDS:
+                self._give_up(lease)
+                lease = None
                 if self._has_work(done):
                     self._ask_for_help(campaign.id)
 
@@ -251,13 +252,13 @@ class Dispatcher:
         """Ask the limit, and count what it says."""
         grant = self._limiter.reserve(limits, wanted, ahead=ahead)
         if grant.slots:
-            self._meter.count(LIMITER_SLOTS, limits.account, "granted", by=grant.slots)
+            self._counters.count(LIMITER_SLOTS, limits.account, "granted", by=grant.slots)
             if self._waits_since is not None:
-                self._meter.observe(LIMITER_WAIT, time.monotonic() - self._waits_since)
+                self._counters.observe(LIMITER_WAIT, time.monotonic() - self._waits_since)
                 self._waits_since = None
         elif self._waits_since is None:
             self._waits_since = time.monotonic()
-        self._meter.count(LIMITER_ASKS, "granted" if grant.slots else "stopped" if grant.stopped else "full")
+        self._counters.count(LIMITER_ASKS, "granted" if grant.slots else "stopped" if grant.stopped else "full")
         return grant
 
     def _send_claims(self, campaign: Campaign, claims: Sequence[Claim], *, at: Sequence[float] = ()) -> None:
@@ -277,8 +278,8 @@ class Dispatcher:
 
     def _others_wait(self, campaign_id: str) -> bool:
         try:
-            return self._turns.others_waiting(campaign_id) > 0
-        except redis.RedisError:
+            return self._leases.others_waiting(campaign_id) > 0
+        except RedisUnavailable:
             return False  # then the limit cannot be asked either, and the slice ends for that
 
     def _probe(self, campaign: Campaign, done: Slice) -> None:
@@ -288,7 +289,7 @@ class Dispatcher:
             if not self._reserve(limits, 1).slots:
                 done.ended = "limit"
                 return
-        except LimiterUnavailable:
+        except RedisUnavailable:
             done.ended = "limit"
             return
         now = self._ledger.now()
@@ -318,8 +319,8 @@ class Dispatcher:
             took.setdefault(answer.outcome, []).append(answer.duration.total_seconds())
         for outcome, seconds in took.items():
             done.outcomes[outcome] = done.outcomes.get(outcome, 0) + len(seconds)
-            self._meter.count(SUBMISSIONS, outcome.value, by=len(seconds))
-            self._meter.observe_all(SUBMISSION_SECONDS, seconds, outcome.value)
+            self._counters.count(SUBMISSIONS, outcome.value, by=len(seconds))
+            self._counters.observe_all(SUBMISSION_SECONDS, seconds, outcome.value)
         if Outcome.THROTTLED in took:
             self._slow_down(campaign, answers, retry)
         began = [answer.started_at for answer in answers if answer.outcome is Outcome.ACCEPTED]
@@ -379,7 +380,7 @@ class Dispatcher:
         pause = max(answer.retry_after or retry.delay(1, jitter=self._jitter) for answer in throttled)
         try:
             self._limiter.stop(campaign.account, pause)
-        except LimiterUnavailable:
+        except RedisUnavailable:
             return  # nothing is sent while the limit cannot be asked
         log.warning("futwork throttles", account=campaign.account, pause_seconds=round(pause.total_seconds(), 1))
 
@@ -412,23 +413,23 @@ class Dispatcher:
         )
 
     def _give_back(self, limits: Limits, unused: int) -> None:
-        self._meter.count(LIMITER_SLOTS, limits.account, "returned", by=unused)
+        self._counters.count(LIMITER_SLOTS, limits.account, "returned", by=unused)
         try:
             self._limiter.give_back(limits, unused)
-        except LimiterUnavailable:
+        except RedisUnavailable:
             log.debug("slots were not given back", slots=unused)  # the limit only stays a little lower than it need be
 
-    def _renew(self, turn: Turn) -> None:
+    def _renew(self, lease: DispatchLease) -> None:
         try:
-            self._turns.renew(turn, lease=LEASE)
-        except redis.RedisError:
-            log.debug("a turn was not renewed", campaign=turn.campaign_id)  # the limit stops us if redis stays away
+            self._leases.renew(lease, duration=LEASE)
+        except RedisUnavailable:
+            log.debug("a lease was not renewed", campaign=lease.campaign_id)  # the limit stops us if redis stays away
 
-    def _give_up(self, turn: Turn) -> None:
+    def _give_up(self, lease: DispatchLease) -> None:
         try:
-            self._turns.give_up(turn)
-        except redis.RedisError:
-            log.debug("a turn was left to run out", campaign=turn.campaign_id)
+            self._leases.give_up(lease)
+        except RedisUnavailable:
+            log.debug("a lease was left to run out", campaign=lease.campaign_id)
 
 
 def _log_answers(campaign: Campaign, settlements: Sequence[Settlement]) -> None:

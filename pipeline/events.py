@@ -21,9 +21,9 @@ from typing import Protocol
 
 import orjson
 
-from pipeline import tracing
 from pipeline.broker import WebEvent, kind_of
-from pipeline.deaths import TURN_SECONDS, Deaths
+from pipeline.coordination.counters import Counters
+from pipeline.coordination.crash_counter import MUTEX_SECONDS, CrashCounter
 from pipeline.domain.call import Event, UnreadableEvent, describe, merge, read_event, reference
 from pipeline.ledger import (
     CALLS_AT_ONCE,
@@ -36,9 +36,9 @@ from pipeline.ledger import (
     digest_of,
     ledger_is_at_fault,
 )
-from pipeline.logs import logger
-from pipeline.measures import EVENT_LAG, EVENTS
-from pipeline.meter import Meter
+from pipeline.observability import tracing
+from pipeline.observability.logs import logger
+from pipeline.observability.metrics import EVENT_LAG, EVENTS
 from pipeline.settings import Settings
 
 log = logger(__name__)
@@ -50,7 +50,7 @@ _LOCKED_SECONDS = 0.02  # between two looks at events that others have locked; w
 _HELP_FROM = 2 * EVENTS_AT_ONCE  # waiting events: then one worker cannot keep up with the others' storing
 _BEHIND = timedelta(seconds=1)  # an event older than this waited for others: then a little more costs nobody
 _STORED_AT_MOST = 300  # events that a process that is behind stores before it merges all the same
-_LONGEST_CAREFULLY_SECONDS = TURN_SECONDS * 2 / 3  # one event more may come, and must be within the turn
+_LONGEST_CAREFULLY_SECONDS = MUTEX_SECONDS * 2 / 3  # one event more may come, and must be within the mutex
 _MOST_DEATHS = 2  # of processes that merged an event by itself, before it goes to quarantine
 
 # As wide as the ledger's columns; longer values are kept whole in the raw event.
@@ -122,22 +122,22 @@ class Events:
         ledger: Ledger,
         settings: Settings,
         *,
-        deaths: Deaths | None = None,
+        crash_counter: CrashCounter | None = None,
         go_on: Callable[[], None] = lambda: None,
         later: Later | None = None,
-        meter: Meter | None = None,
+        counters: Counters | None = None,
     ) -> None:
-        """*deaths* counts the processes that died over an event; *go_on* sees that another task merges what waits.
+        """*crash_counter* counts the processes that died over an event; *go_on* has another task merge what waits.
 
         With *later* a task that is behind leaves the merge to one that comes after those that wait already.
         """
         self._ledger = ledger
         self._settings = settings
-        self._deaths = deaths or Deaths(None)
+        self._crash_counter = crash_counter or CrashCounter(None)
         self._go_on = go_on
         self._later = later
         self._stored = 0  # events since this process merged last
-        self._meter = meter or Meter()
+        self._counters = counters or Counters()
 
     def take_in(self, events: Sequence[WebEvent], *, again: bool = False) -> Kept:
         """Store the events as they came, then merge what waits; what cannot be read goes to quarantine.
@@ -153,14 +153,14 @@ class Events:
             else:
                 stored.append(StoredEvent(digest_of(event.body), event.body, event.received_at))
         waiting = self._ledger.calls.keep(stored)
-        self._meter.count(EVENTS, "known", by=len(stored) - len(waiting))
+        self._counters.count(EVENTS, "known", by=len(stored) - len(waiting))
         if not again and self._leaves_to_later(stored, now):
             kept = Kept(0, 0, 0, 0)
         else:
             self._stored = 0
             kept = self._merge_carefully(now) if again else self._merge_waiting(now)
-        self._meter.count(EVENTS, "merged", by=kept.events - kept.quarantined)
-        self._meter.count(EVENTS, "quarantined", by=len(events) - len(stored) + kept.quarantined)
+        self._counters.count(EVENTS, "merged", by=kept.events - kept.quarantined)
+        self._counters.count(EVENTS, "quarantined", by=len(events) - len(stored) + kept.quarantined)
         log.info(
             "events taken in",
             events=len(events),
@@ -206,7 +206,7 @@ class Events:
         Event by event where the last time did not end: one of them may be why.
         """
         done = 0
-        with self._deaths.counted("left over") as deaths:
+        with self._crash_counter.counted("left over") as deaths:
             for _ in range(_PAGES_OF_LEFT_OVERS):
                 left = self._ledger.calls.pending(before=before)
                 if not left:
@@ -275,7 +275,7 @@ class Events:
                 self._ledger.calls.set_aside(event, reason=reason)
             done = self._ledger.now()
             for one in portion.read.values():
-                self._meter.observe(EVENT_LAG, max(0.0, (done - one.received_at).total_seconds()))
+                self._counters.observe(EVENT_LAG, max(0.0, (done - one.received_at).total_seconds()))
             kept = kept.plus(Kept(len(portion.read) + len(portion.unreadable), 0, 0, len(portion.unreadable)))
             if helps or not self._ledger.calls.is_waiting():
                 return kept
@@ -287,7 +287,7 @@ class Events:
     def _merge_carefully(self, now: datetime) -> Kept:
         """Merge what waits event by event, so that one which kills its process is found and goes to quarantine.
 
-        If another worker is at that, it merges what is stored by now when its turn is over; if it dies before, tidy.
+        If another worker is at that, it merges what is stored by now when it is done; if it dies before, tidy.
         """
         kept = self._merge_suspects(self._ledger.calls.pending(limit=EVENTS_AT_ONCE), now)
         return kept.plus(self._merge_waiting(now)) if kept else Kept(0, 0, 0, 0)
@@ -295,10 +295,10 @@ class Events:
     def _merge_suspects(self, events: Sequence[StoredEvent], now: datetime) -> Kept | None:
         """Merge events one by one; None if another worker does so, which this one would take for dead.
 
-        What is left when most of the turn is over is left for another time.
+        What is left when most of the time of the mutex is over is left for another time.
         """
         kept, ends = Kept(0, 0, 0, 0), time.monotonic() + _LONGEST_CAREFULLY_SECONDS
-        with self._deaths.turn("merge") as is_ours:
+        with self._crash_counter.mutex("merge") as is_ours:
             if not is_ours:
                 return None
             for event in events:
@@ -308,7 +308,7 @@ class Events:
         return kept
 
     def _merge_suspect(self, event: StoredEvent, now: datetime) -> Kept:
-        with self._deaths.counted(f"event:{event.digest}") as deaths:
+        with self._crash_counter.counted(f"event:{event.digest}") as deaths:
             if deaths < _MOST_DEATHS:
                 return self.merge([event], now=now)
             log.error("an event kills its workers", digest=event.digest, deaths=deaths)

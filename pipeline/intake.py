@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pipeline import tracing
+from pipeline.coordination.counters import Counters
 from pipeline.domain.campaign import Campaign, InvalidCampaignId, check_campaign_id
 from pipeline.domain.lead import InvalidLead, Lead
 from pipeline.ledger import Ledger
-from pipeline.logs import logger
-from pipeline.measures import INTAKE_LEADS
-from pipeline.meter import Meter
+from pipeline.observability import tracing
+from pipeline.observability.logs import logger
+from pipeline.observability.metrics import INTAKE_LEADS
 from pipeline.settings import Settings
 
 log = logger(__name__)
@@ -44,12 +44,12 @@ class Intake:
     """Takes batches in and wakes a dispatcher for what is new."""
 
     def __init__(
-        self, ledger: Ledger, settings: Settings, *, wake: Callable[[str], None], meter: Meter | None = None
+        self, ledger: Ledger, settings: Settings, *, wake: Callable[[str], None], counters: Counters | None = None
     ) -> None:
         self._ledger = ledger
         self._settings = settings
         self._wake = wake
-        self._meter = meter or Meter()
+        self._counters = counters or Counters()
 
     def take_in(self, message: Any) -> TakenIn:
         """Write a batch's valid leads to the ledger and its bad rows to the quarantine; then wake a dispatcher.
@@ -88,7 +88,7 @@ class Intake:
             ("known", result.leads - result.accepted),
             ("refused", refused),
         ):
-            self._meter.count(INTAKE_LEADS, became, by=many)
+            self._counters.count(INTAKE_LEADS, became, by=many)
         if result.leads:
             self._wake(campaign_id)
         return TakenIn(campaign_id, result.leads, result.accepted, refused, result.suppressed)

@@ -18,7 +18,7 @@ import orjson
 from pipeline.broker import MESSAGE_BYTES, Broker, BrokerUnavailable, celery_app, lead_batch
 from pipeline.domain.campaign import check_campaign_id
 from pipeline.domain.lead import InvalidLead, Lead, lead_id
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 from pipeline.settings import Settings, load_settings
 
 log = logger(__name__)

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
+from pipeline.coordination.counters import Counters
 from pipeline.ledger import Ledger
-from pipeline.logs import logger
-from pipeline.measures import LOST_CLAIMS, TIDIED
-from pipeline.meter import Meter
+from pipeline.observability.logs import logger
+from pipeline.observability.metrics import LOST_CLAIMS, TIDIED
 from pipeline.settings import Settings
 
 log = logger(__name__)
 
-_RECOUNT_AFTER = timedelta(hours=1)  # counting a million leads takes a good second
+_VERIFY_AFTER = timedelta(hours=1)  # counting a million leads takes a good second
 _EVENT_PATIENCE = timedelta(seconds=30)  # how long a stored event may wait for the worker that stored it
 
 
@@ -54,7 +54,7 @@ class Sweep:
         merge_left_over: Callable[[datetime | None, datetime], int],
         drain_spool: Callable[[], int],
         events_wait: Callable[[], bool],
-        meter: Meter | None = None,
+        counters: Counters | None = None,
     ) -> None:
         """*events_wait* tells whether events wait in the broker for a worker, or may: nobody can ask it."""
         self._ledger = ledger
@@ -63,13 +63,13 @@ class Sweep:
         self._merge_left_over = merge_left_over
         self._drain_spool = drain_spool
         self._events_wait = events_wait
-        self._meter = meter or Meter()
+        self._counters = counters or Counters()
 
     def sweep(self) -> Swept:
         """Settle claims whose time is over, and wake a dispatcher for every campaign with due work or a due probe."""
         now = self._ledger.now()
         lost = self._ledger.leads.settle_lost_claims(now=now)
-        self._meter.count(LOST_CLAIMS, by=lost)
+        self._counters.count(LOST_CLAIMS, by=lost)
         due = self._ledger.leads.campaigns_with_due(now=now)
         for campaign_id in due:
             self._wake(campaign_id)
@@ -102,10 +102,10 @@ class Sweep:
             spooled=spooled,
         )
         for what, many in asdict(done).items():
-            self._meter.count(TIDIED, what, by=many)
+            self._counters.count(TIDIED, what, by=many)
         if any(asdict(done).values()):
             log.info("tidied", **asdict(done))
-        self._keep_tallies(now)
+        self._keep_rollups(now)
         return done
 
     def _catch_up_with_the_clock(self, now: datetime) -> None:
@@ -116,13 +116,13 @@ class Sweep:
         if leads or probes:
             log.warning("the clock went back: what waited for it is due again", leads=leads, probes=probes)
 
-    def _keep_tallies(self, now: datetime) -> None:
-        """Fold the tallies, and now and then hold them against the leads: a difference is a bug, and said aloud."""
-        self._ledger.tallies.fold(now=now)
-        last = self._ledger.tallies.recounted_at()
-        if last is not None and now - last < _RECOUNT_AFTER:
+    def _keep_rollups(self, now: datetime) -> None:
+        """Compact the rollups, and now and then verify them against the leads: a difference is a bug, and is logged."""
+        self._ledger.rollups.compact(now=now)
+        last = self._ledger.rollups.verified_at()
+        if last is not None and now - last < _VERIFY_AFTER:
             return
-        found = self._ledger.tallies.recount(now=now)
+        found = self._ledger.rollups.verify(now=now)
         if found.differences:
             log.error("tallies were wrong and have been put right", differences=found.differences)
         if found.accepted != found.leads:

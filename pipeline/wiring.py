@@ -1,6 +1,6 @@
 """Builds the objects of one process from its settings, each when it is first needed.
 
-Nothing here connects before it is used, and `parts` keeps one set a process id: a worker's children build their own
+Nothing here connects before it is used, and `services` keeps one set a process id: a worker's children build their own
 connections after the fork.
 """
 
@@ -11,22 +11,21 @@ import os
 from collections.abc import Callable
 from functools import cached_property
 
-import redis
-
 from pipeline.broker import Broker, BrokerUnavailable, EventGate, Spool, celery_app, drain_spool, encode_events
-from pipeline.deaths import Deaths
+from pipeline.coordination.connection import Redis, RedisUnavailable, connect, reaching
+from pipeline.coordination.counters import Counters
+from pipeline.coordination.crash_counter import CrashCounter
+from pipeline.coordination.dispatch_leases import DispatchLeases
+from pipeline.coordination.heartbeats import Heartbeats
+from pipeline.coordination.limiter import Limiter
 from pipeline.dispatch import Dispatcher
 from pipeline.events import Events
 from pipeline.futwork import Futwork
 from pipeline.intake import Intake
 from pipeline.ledger import Ledger, open_ledger
-from pipeline.limiter import Limiter, connect
-from pipeline.logs import logger
-from pipeline.meter import Meter
-from pipeline.pulse import Pulse
+from pipeline.observability.logs import logger
 from pipeline.settings import Settings, SettingsError, load_settings
 from pipeline.sweep import Sweep
-from pipeline.turns import Turns
 
 log = logger(__name__)
 
@@ -35,8 +34,8 @@ _ASK_EXPIRES_SECONDS = 6 * 3600.0
 finds nothing to do."""
 
 
-class Parts:
-    """The parts of the pipeline over one process's connections."""
+class Services:
+    """The services of the pipeline over one process's connections."""
 
     def __init__(self, settings: Settings, *, stopping: Callable[[], bool] = lambda: False) -> None:
         self.settings = settings
@@ -53,14 +52,14 @@ class Parts:
         return Broker(celery_app(self.settings, works=False))
 
     @cached_property
-    def redis(self) -> redis.Redis:
-        """The Redis of the limit and the turns."""
+    def redis(self) -> Redis:
+        """The Redis of the limit and the dispatch leases."""
         return connect(self.settings.limiter_url)
 
     @cached_property
-    def turns(self) -> Turns:
-        """Whose turn it is to dispatch."""
-        return Turns(self.redis)
+    def dispatch_leases(self) -> DispatchLeases:
+        """Who dispatches which campaign."""
+        return DispatchLeases(self.redis)
 
     @cached_property
     def limiter(self) -> Limiter:
@@ -68,25 +67,25 @@ class Parts:
         return Limiter(self.redis)
 
     @cached_property
-    def pulse(self) -> Pulse:
+    def heartbeats(self) -> Heartbeats:
         """Which processes live, and when the sweeps last ended."""
-        return Pulse(self.redis)
+        return Heartbeats(self.redis)
 
     @cached_property
-    def meter(self) -> Meter:
+    def counters(self) -> Counters:
         """What this process counts for `/metrics`; without a Redis it counts for itself."""
         try:
-            return Meter(self.redis)
+            return Counters(self.redis)
         except SettingsError:
-            return Meter()
+            return Counters()
 
     @cached_property
-    def deaths(self) -> Deaths:
+    def crash_counter(self) -> CrashCounter:
         """How many processes died over what; without a Redis nobody counts."""
         try:
-            return Deaths(self.redis)
+            return CrashCounter(self.redis)
         except SettingsError:
-            return Deaths(None)
+            return CrashCounter(None)
 
     @cached_property
     def spool(self) -> Spool:
@@ -101,7 +100,7 @@ class Parts:
     @cached_property
     def intake(self) -> Intake:
         """Batches of leads into the ledger."""
-        return Intake(self.ledger, self.settings, wake=self.wake, meter=self.meter)
+        return Intake(self.ledger, self.settings, wake=self.wake, counters=self.counters)
 
     @cached_property
     def dispatcher(self) -> Dispatcher:
@@ -110,18 +109,23 @@ class Parts:
             self.ledger,
             Futwork(self.settings),
             self.limiter,
-            self.turns,
+            self.dispatch_leases,
             self.settings,
             ask_for_help=self.ask_for_help,
             stopping=self._stopping,
-            meter=self.meter,
+            counters=self.counters,
         )
 
     @cached_property
     def events(self) -> Events:
         """Post-call events into calls."""
         return Events(
-            self.ledger, self.settings, deaths=self.deaths, go_on=self._merge_on, later=_Later(self), meter=self.meter
+            self.ledger,
+            self.settings,
+            crash_counter=self.crash_counter,
+            go_on=self._merge_on,
+            later=_Later(self),
+            counters=self.counters,
         )
 
     @cached_property
@@ -134,7 +138,7 @@ class Parts:
             merge_left_over=lambda before, now: self.events.merge_left_over(before=before, now=now),
             drain_spool=self._drain_spool,
             events_wait=self._events_wait,
-            meter=self.meter,
+            counters=self.counters,
         )
 
     def wake(self, campaign_id: str) -> None:
@@ -147,15 +151,15 @@ class Parts:
 
     def _ask(self, campaign_id: str, *, most: int) -> None:
         try:
-            if not self.turns.ask(campaign_id, most=most):
+            if not self.dispatch_leases.request(campaign_id, most=most):
                 return
             try:
                 about = f"({campaign_id})"
                 self.broker.publish("pipeline.dispatch", campaign_id, about=about, expires_seconds=_ASK_EXPIRES_SECONDS)
             except BrokerUnavailable:
-                self.turns.unask(campaign_id)
+                self.dispatch_leases.withdraw(campaign_id)
                 raise
-        except (BrokerUnavailable, redis.RedisError) as error:
+        except (BrokerUnavailable, RedisUnavailable) as error:
             log.warning("no dispatcher could be asked for; the sweep will", campaign=campaign_id, error=str(error))
 
     def _merge_on(self) -> None:
@@ -188,43 +192,44 @@ class _Later:
     _MARK = "futwork:events:later"
     _SECONDS = 10  # then it is taken for lost, and asked for again; what nobody asks for is left to tidy
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     def ask(self) -> bool:
         try:
-            if not self._parts.redis.set(self._MARK, 1, nx=True, ex=self._SECONDS):
-                return True
-            self._parts.broker.publish("pipeline.events", encode_events([]), about="(0 events)")
-        except (BrokerUnavailable, redis.RedisError, SettingsError):
+            with reaching("the request for a merge"):
+                if not self._services.redis.set(self._MARK, 1, nx=True, ex=self._SECONDS):
+                    return True
+            self._services.broker.publish("pipeline.events", encode_events([]), about="(0 events)")
+        except (BrokerUnavailable, RedisUnavailable, SettingsError):
             self.begin()
             return False
         return True
 
     def begin(self) -> None:
-        with contextlib.suppress(redis.RedisError, SettingsError):
-            self._parts.redis.delete(self._MARK)
+        with contextlib.suppress(RedisUnavailable, SettingsError), reaching("the request for a merge"):
+            self._services.redis.delete(self._MARK)
 
 
-_of_process: dict[int, Parts] = {}
+_of_process: dict[int, Services] = {}
 
 
-def parts(settings: Settings | None = None, *, stopping: Callable[[], bool] = lambda: False) -> Parts:
-    """This process's parts, built at the first call; a child of a fork gets its own."""
+def services(settings: Settings | None = None, *, stopping: Callable[[], bool] = lambda: False) -> Services:
+    """This process's services, built at the first call; a child of a fork gets its own."""
     pid = os.getpid()
     mine = _of_process.get(pid)
     if mine is None:
         for other in set(_of_process) - {pid}:
             _of_process.pop(other, None)  # what a parent built is not ours to use, nor to close
-        mine = _of_process.setdefault(pid, Parts(settings or load_settings(), stopping=stopping))
+        mine = _of_process.setdefault(pid, Services(settings or load_settings(), stopping=stopping))
     return mine
 
 
-def close_parts() -> None:
+def close_services() -> None:
     """Hand in what this process has counted, and close its connections to the ledger, if it has any."""
     mine = _of_process.pop(os.getpid(), None)
-    if mine and "meter" in mine.__dict__:
-        mine.meter.flush()
+    if mine and "counters" in mine.__dict__:
+        mine.counters.flush()
     ledger = mine.__dict__.get("ledger") if mine else None
     if ledger is not None:
         ledger.close()

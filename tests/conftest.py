@@ -18,8 +18,8 @@ import pytest
 import redis
 import sqlalchemy as sa
 
+from pipeline.devstack.embedded_valkey import embedded_broker
 from pipeline.domain.lead import Answer, Claim, Lead, Outcome, lead_id
-from pipeline.embedded import embedded_broker
 from pipeline.ledger import Ledger, metadata
 from pipeline.settings import Settings
 

@@ -62,7 +62,7 @@ def post_one_by_one(url: str, bodies: list[bytes]) -> None:
 
 
 def main(url: str, number: int, concurrency: int) -> None:
-    """Measure, and print."""
+    """Metric, and print."""
     bodies = [
         json.dumps({"recipientPhoneNumber": row["phone"], "recipientData": row["data"]}).encode()
         for row in people.rows(number)

@@ -9,7 +9,7 @@ from pipeline.broker.group_commit import GroupCommit
 from pipeline.broker.messages import WebEvent, encode_events
 from pipeline.broker.publisher import Broker, BrokerUnavailable
 from pipeline.broker.spool import Spool, SpoolFull, drain_spool
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 
 log = logger(__name__)
 

@@ -13,8 +13,8 @@ import orjson
 from celery import Celery
 from kombu import exceptions as kombu_errors
 
-from pipeline import tracing
 from pipeline.broker.redis_transport import RedisQueues
+from pipeline.observability import tracing
 from pipeline.settings import Settings, SettingsError
 
 QUEUES = ("intake", "dispatch", "events", "upkeep")

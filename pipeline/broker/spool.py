@@ -17,7 +17,7 @@ import orjson
 
 from pipeline.broker.messages import WebEvent, encode_events
 from pipeline.broker.publisher import Broker, BrokerUnavailable
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 
 log = logger(__name__)
 

@@ -21,20 +21,20 @@ from typing import NoReturn
 import click
 
 _COMMANDS = {
-    "campaign": "act",
-    "cancel": "act",
+    "campaign": "actions",
+    "cancel": "actions",
     "demo": "run",
     "doctor": "run",
     "enqueue": "enqueue",
-    "events": "act",
-    "leads": "look",
+    "events": "actions",
+    "leads": "queries",
     "migrate": "run",
-    "ops-user": "people",
-    "resolve": "act",
-    "retry": "act",
+    "ops-user": "ops_user",
+    "resolve": "actions",
+    "retry": "actions",
     "sandbox": "run",
-    "show": "look",
-    "status": "look",
+    "show": "queries",
+    "status": "queries",
     "suppress": "suppress",
     "top": "top",
     "up": "run",
@@ -155,11 +155,11 @@ def _stop(message: str, *, code: int = 2) -> NoReturn:
 def _explain(error: Exception) -> str:
     """One line that says what is wrong and, where that is known, what to do."""
     from pipeline.broker import BrokerUnavailable
+    from pipeline.devstack.embedded_valkey import NoEmbeddedBroker
+    from pipeline.devstack.supervisor import ProcessFailed
     from pipeline.domain.campaign import InvalidCampaignId
-    from pipeline.embedded import NoEmbeddedBroker
     from pipeline.ledger import EmptyFilter, MigrationBlocked, SchemaMismatch, ledger_is_at_fault
     from pipeline.settings import SettingsError
-    from pipeline.stack import PartFailed
 
     if isinstance(error, click.ClickException):
         return error.format_message()
@@ -171,7 +171,7 @@ def _explain(error: Exception) -> str:
         | NoEmbeddedBroker
         | EmptyFilter
         | InvalidCampaignId
-        | PartFailed
+        | ProcessFailed
         | UnicodeError,
     ):
         return str(error)

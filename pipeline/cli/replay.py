@@ -92,7 +92,7 @@ def _take_message_in(body: bytes, intake: Intake, events: Events) -> bool:
 
 
 def _messages(arguments: Any) -> Iterator[Any]:
-    """The one argument of a task, as `pipeline.tasks` keeps it aside: `[[argument], {}]`."""
+    """The one argument of a task, as `pipeline.worker.app` keeps it aside: `[[argument], {}]`."""
     if isinstance(arguments, list) and len(arguments) == 2 and not arguments[1]:
         given = arguments[0]
         if isinstance(given, list) and len(given) == 1:

@@ -21,9 +21,9 @@ import orjson
 import redis
 from rich.console import Console
 
+from pipeline.devstack.embedded_valkey import NoEmbeddedBroker, embedded_broker, running_broker
 from pipeline.domain.lead import LeadState
 from pipeline.domain.phone import InvalidPhone, to_e164
-from pipeline.embedded import NoEmbeddedBroker, embedded_broker, running_broker
 from pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.look import one_line, time_of
+from pipeline.cli.queries import one_line, time_of
 from pipeline.cli.rows import PHONE_COLUMNS
 from pipeline.cli.session import Refused, as_json, not_empty, note, now, operator, print_json, read_phone, the_ledger
 from pipeline.domain.campaign import check_campaign_id

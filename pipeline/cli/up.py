@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 from pipeline.cli.session import VAR, Refused, note, private_broker
-from pipeline.embedded import free_port
+from pipeline.devstack.embedded_valkey import free_port
+from pipeline.devstack.supervisor import Supervisor, answers, is_free
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings, SettingsError, load_settings
-from pipeline.stack import Stack, answers, is_free
 
 _HUSH = ("pipeline.sweep", "pipeline.tidy", "celery.worker.strategy", "] succeeded in ")
 """Of every task, and every two seconds: the files have it. What the tasks find is logged by itself."""
@@ -70,7 +70,7 @@ def _run(
         ledger.migrate()
     finally:
         ledger.close()
-    stack = exits.enter_context(Stack(VAR / "logs", environment, cwd=Path.cwd(), echo=sys.stderr, hush=_HUSH))
+    stack = exits.enter_context(Supervisor(VAR / "logs", environment, cwd=Path.cwd(), echo=sys.stderr, hush=_HUSH))
     exits.callback(note, "ending every process")
     if with_sandbox:
         webhook = f"http://127.0.0.1:{port}/webhooks/futwork"

@@ -222,7 +222,7 @@ class Claim:
     lead_expires_at: datetime
     """When the lead grows too old to be sent."""
     traceparent: str | None = None
-    """The trace of the request that handed it in (`pipeline.tracing`)."""
+    """The trace of the request that handed it in (`pipeline.observability.tracing`)."""
 
 
 @dataclass(frozen=True, slots=True)

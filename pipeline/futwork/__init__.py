@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from pipeline import tracing
 from pipeline.domain.lead import Answer, Claim, Outcome
 from pipeline.domain.phone import national_digits
 from pipeline.futwork.verdict import EXCERPT_CHARACTERS, excerpt_of, find_lead_id, judge, parse_retry_after
 from pipeline.futwork.wire import Engine, Post, Reply
+from pipeline.observability import tracing
 from pipeline.settings import Settings, SettingsError
 
 __all__ = ["EXCERPT_CHARACTERS", "Futwork", "excerpt_of", "find_lead_id", "judge", "parse_retry_after"]

@@ -10,7 +10,7 @@ subject, every method one transaction:
 - `suppressions`: numbers that must not be called
 - `interventions`: what an operator does to many leads at once
 - `audit`: who did what
-- `tallies`: counts that stand ready, and their recount
+- `rollups`: counts that are kept ready, and how they are verified
 - `reports`: what the commands and pages show
 - `health`: what is missing in the database, its clock and its care
 """
@@ -32,8 +32,8 @@ from pipeline.ledger.leads import Leads, Recorded
 from pipeline.ledger.quarantine import Quarantine, digest_of
 from pipeline.ledger.reports import Reports
 from pipeline.ledger.reports.listing import Place
+from pipeline.ledger.rollups import Rollups
 from pipeline.ledger.suppressions import Suppressed, Suppressions
-from pipeline.ledger.tallies import Tallies
 from pipeline.ledger.upgrade import MIGRATIONS, MigrationBlocked, upgrade
 
 __all__ = [
@@ -89,7 +89,7 @@ class Ledger:
         self.suppressions = Suppressions(self.database)
         self.interventions = Interventions(self.database)
         self.audit = Audit(self.database)
-        self.tallies = Tallies(self.database)
+        self.rollups = Rollups(self.database)
         self.reports = Reports(self.database)
         self.health = Health(self.database)
 

@@ -21,7 +21,7 @@ from pipeline.ledger.audit import Actor, note
 from pipeline.ledger.database import CLOCKS_APART, Columns, Database, plain_id, storable_text
 from pipeline.ledger.leads import may_become
 from pipeline.ledger.tables import call_events, calls, leads, quarantine
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 
 log = logger(__name__)
 

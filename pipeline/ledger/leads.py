@@ -22,7 +22,7 @@ from pipeline.ledger import campaigns as campaign_sql
 from pipeline.ledger.database import CLOCKS_APART, Columns, Database, UtcDateTime, plain_id
 from pipeline.ledger.suppressions import why_suppressed
 from pipeline.ledger.tables import attempts, batches, campaigns, leads
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 
 log = logger(__name__)
 

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from pipeline.domain.lead import LeadState
 from pipeline.ledger.database import Columns, Database, UtcDateTime, storable_text
 from pipeline.ledger.tables import leads, suppressions
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 
 log = logger(__name__)
 

@@ -213,7 +213,7 @@ tallies = sa.Table(
     sa.Column("part", sa.BigInteger, primary_key=True, autoincrement=False, comment="0, or the transaction that adds"),
     sa.Column("n", sa.BigInteger, nullable=False),
 )
-"""Counts that triggers keep in the transactions that change what is counted; `pipeline.ledger.tallies` reads them."""
+"""Counts that triggers keep in the transactions that change what is counted; `pipeline.ledger.rollups` reads them."""
 
 recounts = sa.Table(
     "recounts",

@@ -15,11 +15,11 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from pipeline.ledger.database import Database
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 
 log = logger(__name__)
 
-MIGRATIONS = Path(__file__).parent.parent / "migrations"
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 _ONE_AT_A_TIME = 727274  # PostgreSQL's advisory lock of whoever migrates
 _PATIENCE_SECONDS = 600.0  # until it is an operator's turn to end the transaction that is in the way

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 
-from pipeline.logs import logger
-from pipeline.pulse import Noting
+from pipeline.coordination.heartbeats import HeartbeatSender
+from pipeline.observability.logs import logger
 from pipeline.settings import Settings, SettingsError
 from pipeline.web import health, intake, openapi, webhook
 
@@ -50,14 +50,14 @@ def create_app(settings: Settings) -> Flask:
     return app
 
 
-def keep_pulse(app: Flask) -> None:
+def keep_heartbeat(app: Flask) -> None:
     """Note from now on that this host serves; all its processes share one sign. Does nothing without a Redis."""
     settings: Settings = app.config["PIPELINE"]
     try:
         url = settings.limiter_url
     except SettingsError:
         return  # a web process beside RabbitMQ needs no Redis
-    Noting(url, "web", f"web@{socket.gethostname()}").keep_on()
+    HeartbeatSender(url, "web", f"web@{socket.gethostname()}").keep_on()
 
 
 _GUARDS = (

@@ -6,10 +6,10 @@ from flask import Blueprint, Response, current_app, jsonify
 
 from pipeline.broker import BrokerUnavailable
 from pipeline.ledger import SchemaMismatch, ledger_is_at_fault
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 from pipeline.settings import Settings
 from pipeline.web import metrics
-from pipeline.wiring import parts
+from pipeline.wiring import services
 
 log = logger(__name__)
 blueprint = Blueprint("health", __name__)
@@ -27,7 +27,7 @@ def readyz() -> tuple[Response, int]:
 
     The webhook works without either as long as the spool has room, so do not take this process out of service for it.
     """
-    mine = parts(_settings())
+    mine = services(_settings())
     found = {"broker": "ok", "ledger": "ok"}
     try:
         mine.broker.ping()
@@ -49,7 +49,7 @@ def readyz() -> tuple[Response, int]:
 @blueprint.get("/metrics")
 def scrape() -> Response:
     """Everything this process can tell, in Prometheus' text form; holds no personal data."""
-    body, content_type = metrics.scrape(parts(_settings()))
+    body, content_type = metrics.scrape(services(_settings()))
     return Response(body, content_type=content_type)
 
 

@@ -19,17 +19,17 @@ from flask import Blueprint, Response, abort, current_app, jsonify, request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import RequestEntityTooLarge, Unauthorized
 
-from pipeline import tracing
 from pipeline.broker import MESSAGE_BYTES, BrokerUnavailable, GroupCommit, lead_batch
 from pipeline.domain.campaign import InvalidCampaignId, check_campaign_id
 from pipeline.domain.lead import InvalidLead, Lead, lead_id
 from pipeline.ledger import ledger_is_at_fault
-from pipeline.logs import logger
+from pipeline.observability import tracing
+from pipeline.observability.logs import logger
 from pipeline.producer import LEADS_A_BATCH
 from pipeline.settings import Settings
 from pipeline.web import metrics
 from pipeline.web.bodies import read_body
-from pipeline.wiring import Parts, parts
+from pipeline.wiring import Services, services
 
 log = logger(__name__)
 blueprint = Blueprint("intake", __name__)
@@ -89,7 +89,7 @@ def take_leads(campaign_id: str) -> tuple[Response, int]:
     if not valid:
         return jsonify(report | {"results": results, "error": "no row could be taken"}), 422
     try:
-        _gate(parts(settings)).submit(_Handed(campaign_id, valid, ids, tracing.traceparent()))
+        _gate(services(settings)).submit(_Handed(campaign_id, valid, ids, tracing.traceparent()))
     except BrokerUnavailable as error:
         log.warning("leads were turned away", campaign=campaign_id, leads=ids, error=str(error))
         return _again("the broker is away: count on nothing of this request, and send it again (that is harmless)")
@@ -107,7 +107,7 @@ def tell_lead(id_: str) -> tuple[Response, int]:
     except ValueError:
         abort(404, "a lead id is a UUID, as the intake returned it")
     try:
-        story = parts(settings).ledger.reports.story(wanted)
+        story = services(settings).ledger.reports.story(wanted)
     except Exception as error:
         if not (ledger_is_at_fault(error) or isinstance(error, OSError)):
             raise
@@ -185,7 +185,7 @@ def _line(line: bytes) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _gate(mine: Parts) -> GroupCommit[_Handed]:
+def _gate(mine: Services) -> GroupCommit[_Handed]:
     """The group commit of this process's requests."""
 
     def publish(handed: list[_Handed]) -> None:

@@ -1,6 +1,6 @@
 """The scrape: what the web processes count, what the workers counted, and how the pipeline stands now.
 
-`pipeline.measures` defines every metric. What the web processes of a host count is added up over them through files
+`observability.metrics` defines every metric. What the web processes of a host count is added up over them through files
 where `PROMETHEUS_MULTIPROC_DIR` is set, as `gunicorn.conf.py` does: it must be told even while Redis is away. All else
 is asked for at the scrape, each source on a thread of its own, and never waited for longer than `PATIENCE_SECONDS`: a
 source that is slow is told of as it was last, with its age.
@@ -18,22 +18,21 @@ from functools import cache
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
-import redis
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from pipeline import measures
 from pipeline.broker import QUEUES, BrokerUnavailable
+from pipeline.coordination.connection import RedisUnavailable
+from pipeline.coordination.counters import Reading
+from pipeline.coordination.heartbeats import Heartbeat
 from pipeline.ledger import ledger_is_at_fault
-from pipeline.limiter import LimiterUnavailable
-from pipeline.logs import logger
-from pipeline.measures import MEASURES, OTHER, Measure
-from pipeline.meter import MeterUnavailable, Reading
-from pipeline.pulse import PulseUnavailable, Sign
+from pipeline.observability import metrics as definitions
+from pipeline.observability.logs import logger
+from pipeline.observability.metrics import METRICS, OTHER, Metric
 from pipeline.settings import Settings, SettingsError
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
 
 log = logger(__name__)
 
@@ -45,21 +44,21 @@ _ENDED = ("called", "rejected", "exhausted", "expired", "cancelled", "suppressed
 T = TypeVar("T")
 
 
-def _counter(measure: Measure) -> Counter:
-    counter = Counter(measure.name, measure.text, measure.labels)
-    for labels in measure.known_labels():  # from nought, or the first one would be no increase
+def _counter(metric: Metric) -> Counter:
+    counter = Counter(metric.name, metric.text, metric.labels)
+    for labels in metric.known_labels():  # from nought, or the first one would be no increase
         counter.labels(*labels)
     return counter
 
 
-WEBHOOK_ANSWERS = _counter(measures.WEBHOOK_ANSWERS)
-INTAKE_ROWS = _counter(measures.INTAKE_ROWS)
+WEBHOOK_ANSWERS = _counter(definitions.WEBHOOK_ANSWERS)
+INTAKE_ROWS = _counter(definitions.INTAKE_ROWS)
 HANDOFF_SECONDS = Histogram(
-    measures.HANDOFF_SECONDS.name, measures.HANDOFF_SECONDS.text, buckets=measures.HANDOFF_SECONDS.buckets
+    definitions.HANDOFF_SECONDS.name, definitions.HANDOFF_SECONDS.text, buckets=definitions.HANDOFF_SECONDS.buckets
 )
 
 
-def scrape(mine: Parts) -> tuple[bytes, str]:
+def scrape(mine: Services) -> tuple[bytes, str]:
     """The metrics in Prometheus' text form, with their content type; answers within five seconds."""
     state = CollectorRegistry()
     state.register(_State(mine))
@@ -118,7 +117,7 @@ class _Redis:
 
     accounts: dict[str, tuple[float, float]]
     """For each account how long it is still stopped, in seconds, and the share of its rate that it may use."""
-    signs: list[Sign]
+    signs: list[Heartbeat]
     runs: dict[str, float | None]
     counted: dict[str, dict[tuple[str, ...], Reading]]
 
@@ -126,30 +125,34 @@ class _Redis:
 class _Sources:
     """The sources of one process."""
 
-    def __init__(self, mine: Parts) -> None:
+    def __init__(self, mine: Services) -> None:
         self.ledger = Source(lambda: _ask_ledger(mine), lambda error: ledger_is_at_fault(error) or _is_os(error))
         self.broker = Source(mine.broker.depths, lambda error: isinstance(error, BrokerUnavailable))
-        absent = (redis.RedisError, PulseUnavailable, LimiterUnavailable, MeterUnavailable, SettingsError, OSError)
+        absent = (
+            RedisUnavailable,
+            SettingsError,
+            OSError,
+        )
         self.redis = Source(lambda: _ask_redis(mine), lambda error: isinstance(error, absent))
 
 
 @cache
-def _sources(mine: Parts) -> _Sources:
+def _sources(mine: Services) -> _Sources:
     return _Sources(mine)
 
 
-def _ask_ledger(mine: Parts) -> dict[str, Any]:
+def _ask_ledger(mine: Services) -> dict[str, Any]:
     return mine.ledger.reports.overview(now=datetime.now(UTC), within=timedelta(seconds=_LEDGER_SECONDS))
 
 
-def _ask_redis(mine: Parts) -> _Redis:
+def _ask_redis(mine: Services) -> _Redis:
     accounts = {}
     for account in sorted(mine.settings.api_keys()) or ["default"]:
         stopped, factor = mine.limiter.standing(account)
         accounts[account] = (stopped.total_seconds(), factor)
-    last = {task: mine.pulse.last_run(task) for task in measures.LAST_RUN.values["task"]}
+    last = {task: mine.heartbeats.last_run(task) for task in definitions.LAST_RUN.values["task"]}
     runs = {task: None if ago is None else max(0.0, ago) for task, ago in last.items()}
-    return _Redis(accounts, mine.pulse.alive(), runs, mine.meter.read())
+    return _Redis(accounts, mine.heartbeats.alive(), runs, mine.counters.read())
 
 
 def _is_os(error: Exception) -> bool:
@@ -157,7 +160,7 @@ def _is_os(error: Exception) -> bool:
 
 
 class _State(Collector):
-    def __init__(self, mine: Parts) -> None:
+    def __init__(self, mine: Services) -> None:
         self._mine = mine
 
     def collect(self) -> Iterable[Any]:
@@ -169,28 +172,28 @@ class _State(Collector):
         yield from _of_broker(sources.broker.answer(until))
         yield from _of_redis(sources.redis.answer(until), self._mine.settings)
         yield from _of_ledger(sources.ledger.answer(until), self._mine.settings)
-        yield _gauge(measures.BUILD, {(_version(),): 1})
+        yield _gauge(definitions.BUILD, {(_version(),): 1})
 
 
 def _of_ledger(found: tuple[dict[str, Any], float, float] | None, settings: Settings) -> Iterator[Any]:
-    yield _gauge(measures.LEDGER_UP, {(): int(found is not None)})
+    yield _gauge(definitions.LEDGER_UP, {(): int(found is not None)})
     if found is None:
         return
     overview, age, took = found
-    yield _gauge(measures.LEDGER_AGE, {(): age})
-    yield _gauge(measures.LEDGER_SECONDS, {(): took})
-    accepted = CounterMetricFamily(measures.LEADS_ACCEPTED.name, measures.LEADS_ACCEPTED.text)
+    yield _gauge(definitions.LEDGER_AGE, {(): age})
+    yield _gauge(definitions.LEDGER_SECONDS, {(): took})
+    accepted = CounterMetricFamily(definitions.LEADS_ACCEPTED.name, definitions.LEADS_ACCEPTED.text)
     accepted.add_metric([], overview["accepted"])
     yield accepted
-    yield _gauge(measures.LEADS_UNACCOUNTED, {(): overview["accepted"] - sum(overview["leads"].values())})
+    yield _gauge(definitions.LEADS_UNACCOUNTED, {(): overview["accepted"] - sum(overview["leads"].values())})
     yield from _of_campaigns(overview["campaigns"], settings)
     calls: dict[tuple[str, ...], float] = {
         (outcome,): n for outcome, n in overview["calls"].items() if outcome != "total"
     }
-    yield _gauge(measures.CALLS, calls)
-    yield _gauge(measures.ORPHANS, {(): overview["orphans"]})
-    yield _gauge(measures.QUARANTINED, {(): overview["quarantined"]})
-    yield _gauge(measures.UNCERTAIN_OLDEST, {(): overview["uncertain"]["oldest_seconds"] or 0})
+    yield _gauge(definitions.CALLS, calls)
+    yield _gauge(definitions.ORPHANS, {(): overview["orphans"]})
+    yield _gauge(definitions.QUARANTINED, {(): overview["quarantined"]})
+    yield _gauge(definitions.UNCERTAIN_OLDEST, {(): overview["uncertain"]["oldest_seconds"] or 0})
 
 
 def _of_campaigns(campaigns: list[dict[str, Any]], settings: Settings) -> Iterator[Any]:
@@ -201,7 +204,7 @@ def _of_campaigns(campaigns: list[dict[str, Any]], settings: Settings) -> Iterat
     due: dict[tuple[str, ...], float] = {}
     posts: dict[tuple[str, ...], float] = {}
     overdue: dict[tuple[str, ...], float] = {}
-    states = dict.fromkeys(measures.CAMPAIGNS.values["state"], 0)
+    states = dict.fromkeys(definitions.CAMPAIGNS.values["state"], 0)
     for one in busiest:
         name = one["id"] if one["id"] in named else OTHER
         states[one["state"]] += 1
@@ -213,18 +216,18 @@ def _of_campaigns(campaigns: list[dict[str, Any]], settings: Settings) -> Iterat
         patience = one["uncertain_after_seconds"] or settings.uncertain_after_seconds
         past = max(0.0, (one["uncertain"]["oldest_seconds"] or 0) - patience)
         overdue[name,] = max(overdue.get((name,), 0), past)
-    yield _gauge(measures.LEADS, leads)
-    yield _gauge(measures.DUE_OLDEST, due)
-    yield _gauge(measures.CAMPAIGN_POSTS, posts)
-    yield _gauge(measures.UNCERTAIN_OVERDUE, overdue)
-    yield _gauge(measures.CAMPAIGNS, {(state,): n for state, n in states.items()})
+    yield _gauge(definitions.LEADS, leads)
+    yield _gauge(definitions.DUE_OLDEST, due)
+    yield _gauge(definitions.CAMPAIGN_POSTS, posts)
+    yield _gauge(definitions.UNCERTAIN_OVERDUE, overdue)
+    yield _gauge(definitions.CAMPAIGNS, {(state,): n for state, n in states.items()})
     # Who is stopped is named before who is busy: it is they whom somebody looks for.
     stopped: dict[tuple[str, ...], float] = {}
     for place, one in enumerate(one for one in busiest if one["state"] != "active"):
         name = one["id"] if place < settings.metrics_campaigns else OTHER
         key = (name, one["hold_kind"] or one["state"])
         stopped[key] = stopped.get(key, 0) + 1
-    yield _gauge(measures.CAMPAIGN_STOPPED, stopped)
+    yield _gauge(definitions.CAMPAIGN_STOPPED, stopped)
 
 
 def _unfinished(campaign: dict[str, Any]) -> int:
@@ -232,64 +235,64 @@ def _unfinished(campaign: dict[str, Any]) -> int:
 
 
 def _of_broker(found: tuple[dict[str, int], float, float] | None) -> Iterator[Any]:
-    yield _gauge(measures.BROKER_UP, {(): int(found is not None)})
+    yield _gauge(definitions.BROKER_UP, {(): int(found is not None)})
     if found is not None:
-        yield _gauge(measures.QUEUE_MESSAGES, {(queue,): depth for queue, depth in found[0].items()})
+        yield _gauge(definitions.QUEUE_MESSAGES, {(queue,): depth for queue, depth in found[0].items()})
 
 
 def _of_redis(found: tuple[_Redis, float, float] | None, settings: Settings) -> Iterator[Any]:
-    yield _gauge(measures.LIMITER_UP, {(): int(found is not None)})
+    yield _gauge(definitions.LIMITER_UP, {(): int(found is not None)})
     if found is None:
         return
     said = found[0]
     rate = settings.account_rate.per_second
-    yield _gauge(measures.LIMITER_CONFIGURED, {(account,): rate for account in said.accounts})
+    yield _gauge(definitions.LIMITER_CONFIGURED, {(account,): rate for account in said.accounts})
     yield _gauge(
-        measures.LIMITER_ALLOWED,
+        definitions.LIMITER_ALLOWED,
         {(account,): 0 if stopped else rate * factor for account, (stopped, factor) in said.accounts.items()},
     )
-    yield _gauge(measures.LIMITER_STOPPED, {(account,): stopped for account, (stopped, _) in said.accounts.items()})
-    kinds = dict.fromkeys(measures.PROCESSES.values["kind"], 0)
+    yield _gauge(definitions.LIMITER_STOPPED, {(account,): stopped for account, (stopped, _) in said.accounts.items()})
+    kinds = dict.fromkeys(definitions.PROCESSES.values["kind"], 0)
     queues = dict.fromkeys(QUEUES, 0)
     for sign in said.signs:
         kinds[sign.kind] += 1
         for queue in sign.queues:
             if queue in queues:
                 queues[queue] += 1
-    yield _gauge(measures.PROCESSES, {(kind,): n for kind, n in kinds.items()})
-    yield _gauge(measures.QUEUE_WORKERS, {(queue,): n for queue, n in queues.items()})
-    yield _gauge(measures.LAST_RUN, {(task,): ago for task, ago in said.runs.items() if ago is not None})
-    for measure in MEASURES:
-        if measure.source == "workers":
-            yield _counted(measure, said.counted[measure.name])
+    yield _gauge(definitions.PROCESSES, {(kind,): n for kind, n in kinds.items()})
+    yield _gauge(definitions.QUEUE_WORKERS, {(queue,): n for queue, n in queues.items()})
+    yield _gauge(definitions.LAST_RUN, {(task,): ago for task, ago in said.runs.items() if ago is not None})
+    for metric in METRICS:
+        if metric.source == "workers":
+            yield _counted(metric, said.counted[metric.name])
 
 
-def _of_spool(mine: Parts) -> Iterator[Any]:
+def _of_spool(mine: Services) -> Iterator[Any]:
     files, size = mine.spool.size()
-    yield _gauge(measures.SPOOL_FILES, {(): files})
-    yield _gauge(measures.SPOOL_BYTES, {(): size})
-    yield _gauge(measures.SPOOL_LIMIT, {(): mine.settings.spool_max_bytes})
-    yield _gauge(measures.SPOOL_DAMAGED, {(): mine.spool.damaged()})
+    yield _gauge(definitions.SPOOL_FILES, {(): files})
+    yield _gauge(definitions.SPOOL_BYTES, {(): size})
+    yield _gauge(definitions.SPOOL_LIMIT, {(): mine.settings.spool_max_bytes})
+    yield _gauge(definitions.SPOOL_DAMAGED, {(): mine.spool.damaged()})
 
 
-def _counted(measure: Measure, readings: dict[tuple[str, ...], Reading]) -> Any:
-    if measure.kind == "counter":
-        counter = CounterMetricFamily(measure.name, measure.text, labels=measure.labels)
+def _counted(metric: Metric, readings: dict[tuple[str, ...], Reading]) -> Any:
+    if metric.kind == "counter":
+        counter = CounterMetricFamily(metric.name, metric.text, labels=metric.labels)
         for labels, reading in sorted(readings.items()):
             counter.add_metric(labels, reading.value)
         return counter
-    histogram = HistogramMetricFamily(measure.name, measure.text, labels=measure.labels)
+    histogram = HistogramMetricFamily(metric.name, metric.text, labels=metric.labels)
     for labels, reading in sorted(readings.items()):
         so_far, buckets = 0.0, []
-        for bound in (*(f"{bound:g}" for bound in measure.buckets), "+Inf"):
+        for bound in (*(f"{bound:g}" for bound in metric.buckets), "+Inf"):
             so_far += reading.buckets.get(bound, 0)
             buckets.append((bound, so_far))
         histogram.add_metric(labels, buckets, reading.value)
     return histogram
 
 
-def _gauge(measure: Measure, values: dict[tuple[str, ...], float]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(measure.name, measure.text, labels=measure.labels)
+def _gauge(metric: Metric, values: dict[tuple[str, ...], float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(metric.name, metric.text, labels=metric.labels)
     for labels, value in values.items():
         family.add_metric(labels, value)
     return family

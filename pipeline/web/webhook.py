@@ -21,11 +21,11 @@ from prometheus_client import Counter
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from pipeline.broker import SpoolFull, WebEvent
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 from pipeline.settings import Settings
 from pipeline.web import metrics
 from pipeline.web.bodies import read_body
-from pipeline.wiring import parts
+from pipeline.wiring import services
 
 log = logger(__name__)
 blueprint = Blueprint("webhook", __name__)
@@ -64,7 +64,7 @@ def _hand_over(settings: Settings, event: WebEvent) -> Sequence[float]:
 
     Where this request published for others too, what is returned is the time that each of them took, in seconds.
     """
-    mine = parts(settings)
+    mine = services(settings)
     started = time.perf_counter()
     try:
         return mine.gate.submit(event)

@@ -11,9 +11,9 @@ from typing import Any
 
 from pipeline import enqueue
 from pipeline.broker import Broker, celery_app
-from pipeline.embedded import free_port
+from pipeline.devstack.embedded_valkey import free_port
+from pipeline.devstack.supervisor import answers
 from pipeline.settings import Settings
-from pipeline.stack import answers
 from tests.alerts.watch import Prometheus
 from tests.journey.fleet import ROOT, Fleet, Process, Sandbox, Valkey
 from tests.waiting import until

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.embedded import free_port
+from pipeline.devstack.embedded_valkey import free_port
 from tests.conftest import missing
 from tests.waiting import until
 

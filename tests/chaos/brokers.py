@@ -17,7 +17,7 @@ from typing import Any
 import kombu
 import redis
 
-from pipeline.embedded import free_port
+from pipeline.devstack.embedded_valkey import free_port
 
 RABBITMQ_URL = os.environ.get("TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672//")
 APPEND_ONLY = "yes"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from pipeline.embedded import free_port
+from pipeline.devstack.embedded_valkey import free_port
 from tests.chaos.brokers import ServiceMissing
 
 POSTGRES_URL = os.environ.get("TEST_DATABASE_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/test")

@@ -83,7 +83,7 @@ def _no_append_only_file() -> None:
     says="are not in the ledger",
 )
 def _acknowledge_early() -> None:
-    from pipeline import tasks
+    from pipeline.worker import app as tasks
 
     build = tasks.build_app
 
@@ -184,7 +184,7 @@ def _no_confirms() -> None:
     says="are not in the ledger",
 )
 def _give_up_at_once() -> None:
-    from pipeline import tasks
+    from pipeline.worker import app as tasks
 
     def give_up(task: Any, error: BaseException) -> None:
         """Nothing: the message is acknowledged."""
@@ -196,7 +196,7 @@ def _give_up_at_once() -> None:
 def _drop_what_is_strange() -> None:
     from celery.worker.consumer import Consumer
 
-    from pipeline.tasks import KeepingConsumer
+    from pipeline.worker.app import KeepingConsumer
 
     for name in ("on_unknown_message", "on_unknown_task", "on_invalid_task", "on_decode_error"):
         _replace(KeepingConsumer, name, getattr(Consumer, name))
@@ -209,7 +209,7 @@ def _drop_what_is_strange() -> None:
     says="went to quarantine",
 )
 def _read_whatever_comes() -> None:
-    from pipeline import tasks
+    from pipeline.worker import app as tasks
 
     def cannot_read(mine: Any, task: Any, message: Any) -> bool:
         if isinstance(message, dict) and message.get("v", 0) > tasks.MESSAGE_VERSION:
@@ -311,7 +311,7 @@ def _another_id_each_time() -> None:
     says="POSTs arrived within",
 )
 def _a_limit_for_each_process() -> None:
-    from pipeline.limiter import Limiter
+    from pipeline.coordination.limiter import Limiter
 
     key = Limiter._key
 
@@ -328,7 +328,7 @@ def _a_limit_for_each_process() -> None:
     says="while Futwork asked",
 )
 def _do_not_stop() -> None:
-    from pipeline.limiter import Limiter
+    from pipeline.coordination.limiter import Limiter
 
     _replace(Limiter, "stop", lambda *_: None)
 
@@ -407,7 +407,7 @@ def _never_probe() -> None:
 def _beat_by_the_wall_clock() -> None:
     from celery.beat import Scheduler
 
-    from pipeline.tasks import SteadyScheduler
+    from pipeline.worker.app import SteadyScheduler
 
     _replace(SteadyScheduler, "tick", Scheduler.tick)
 

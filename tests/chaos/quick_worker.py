@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import tasks
 from pipeline.broker import messages, publisher
+from pipeline.worker import app as tasks
 from tests.chaos import clock, mechanisms
 
 publisher.VISIBILITY_SECONDS = 8

@@ -24,10 +24,10 @@ from typing import Any, Literal, Self
 
 import psutil
 
-from pipeline.embedded import free_port
+from pipeline.devstack.embedded_valkey import free_port
+from pipeline.devstack.supervisor import Part, Supervisor, answers
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
-from pipeline.stack import Part, Stack, answers
 from tests.chaos import mechanisms
 from tests.chaos.brokers import PrivateRabbit, PrivateValkey, RabbitVhost
 from tests.chaos.disk import small_disk
@@ -126,7 +126,7 @@ class Rig:
         given = {name: self.environment[env] for name, env in names.items() if env in self.environment}
         self.settings = Settings(_env_file=None, **given)  # type: ignore[call-arg,arg-type]  # pydantic reads them
         (self.folder / "metrics").mkdir(exist_ok=True)
-        self.stack = Stack(self.folder / "logs", self.environment)
+        self.stack = Supervisor(self.folder / "logs", self.environment)
         closing.callback(self.stack.end)
         arguments = ["--port", str(self.sandbox_port), "--seed", str(self.seed), "--api-key", KEY]
         arguments += ["--journal", str(self.folder / "journal.ndjson"), "--webhook-token", WEBHOOK_TOKEN]

@@ -15,8 +15,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from pipeline.devstack.supervisor import ProcessFailed
 from pipeline.ledger.tables import attempts, calls, leads
-from pipeline.stack import PartFailed
 from tests.chaos import mechanisms
 from tests.chaos.books import Findings, compare, not_drained, patiently, read_books
 from tests.chaos.brokers import ServiceMissing
@@ -264,7 +264,7 @@ def perform(
             result.faults, result.kills = len(rig.faults), rig.kills
     except ServiceMissing as error:
         result.skipped = str(error)
-    except PartFailed as error:
+    except ProcessFailed as error:
         result.findings.problems.append(str(error))
     result.seconds = time.monotonic() - began
     if not result.broken and not keep:

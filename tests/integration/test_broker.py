@@ -25,7 +25,7 @@ import pytest
 import redis
 from celery import Celery
 
-from pipeline import EnqueueFailed, enqueue, tasks
+from pipeline import EnqueueFailed, enqueue
 from pipeline.broker import (
     MESSAGE_VERSION,
     QUEUES,
@@ -38,9 +38,10 @@ from pipeline.broker import (
     decode_events,
 )
 from pipeline.broker import publisher as broker_module
-from pipeline.embedded import embedded_broker, free_port
+from pipeline.devstack.embedded_valkey import embedded_broker, free_port
 from pipeline.settings import Settings, SettingsError
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
+from pipeline.worker import app as tasks
 from tests.conftest import CAMPAIGN
 from tests.waiting import until
 
@@ -485,7 +486,7 @@ def test_a_broker_that_was_restarted_is_used_again_by_the_same_process(tmp_path:
     assert fails_in(lambda: broker.publish("pipeline.events", 0, about="()")) < LONGEST_SECONDS
     port = urlsplit(url).port
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.embedded.free_port", lambda: port)
+        patch.setattr("pipeline.devstack.embedded_valkey.free_port", lambda: port)
         with embedded_broker(tmp_path / "second") as again:
             assert again == url
             for number in range(16):  # also those whose connection is from before
@@ -506,7 +507,7 @@ def test_a_newer_message_is_back_in_its_queue_while_the_worker_that_left_it_rest
     make_settings: Callable[..., Settings], valkey_url: str, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Given back after the rest, it was taken by the same process again, and a newer one that was idle never got it."""
-    mine = Parts(make_settings(broker_url=valkey_url))
+    mine = Services(make_settings(broker_url=valkey_url))
     task: Any = SimpleNamespace(name="pipeline.events", request=SimpleNamespace(id="x"))
     while_it_rests: list[int] = []
     monkeypatch.setattr(tasks, "_pause", lambda: while_it_rests.append(mine.broker.depths()["events"]))

@@ -31,9 +31,9 @@ import redis
 
 from pipeline.broker import WebEvent
 from pipeline.cli import cli, main
+from pipeline.devstack.embedded_valkey import embedded_broker, free_port
 from pipeline.domain.campaign import ADVICE, Hold, HoldKind
 from pipeline.domain.lead import LeadState, Outcome, Retry, lead_id, settle
-from pipeline.embedded import embedded_broker, free_port
 from pipeline.events import Events
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings

@@ -15,14 +15,14 @@ import sqlalchemy as sa
 from celery import Celery
 from celery.beat import Service
 
-from pipeline import tasks
 from pipeline.domain.campaign import Campaign, Hold, HoldKind
 from pipeline.domain.lead import Outcome, Retry, settle
 from pipeline.ledger import Ledger, StoredEvent, database
 from pipeline.ledger.tables import campaigns, leads
 from pipeline.settings import Settings
-from pipeline.tasks import DiscreetRequest, build_app
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
+from pipeline.worker import app as tasks
+from pipeline.worker.app import DiscreetRequest, build_app
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead
 
 HOUR = timedelta(hours=1)
@@ -132,17 +132,17 @@ def test_sweep_and_tidy_run_although_redis_clock_was_set_back_since_they_last_di
 ) -> None:
     """They took themselves for just run, for an hour, without a word."""
     url = ledger.database.url.render_as_string(hide_password=False)
-    parts = Parts(make_settings(broker_url=valkey_url, database_url=url))
+    parts = Services(make_settings(broker_url=valkey_url, database_url=url))
     take_in(ledger, range(1), now=ledger.now())
     for what in ("sweep", "tidy"):
-        parts.pulse.ran(what)
+        parts.heartbeats.ran(what)
         valkey.hincrbyfloat("{futwork:pulse}:runs:ended", what, 3600)
-        assert -3601 < parts.pulse.last_run(what) < -3500  # type: ignore[operator]  # it is known
+        assert -3601 < parts.heartbeats.last_run(what) < -3500  # type: ignore[operator]  # it is known
     tasks.sweep(parts)
     tasks.tidy(parts)
     assert parts.broker.depths()["dispatch"] == 1
     for what in ("sweep", "tidy"):
-        assert 0 <= parts.pulse.last_run(what) < 60  # type: ignore[operator]
+        assert 0 <= parts.heartbeats.last_run(what) < 60  # type: ignore[operator]
     parts.ledger.close()
 
 

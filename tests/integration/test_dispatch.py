@@ -12,6 +12,9 @@ from email.utils import format_datetime
 import pytest
 import sqlalchemy as sa
 
+from pipeline.coordination.connection import connect
+from pipeline.coordination.dispatch_leases import DispatchLeases
+from pipeline.coordination.limiter import Limiter, Limits
 from pipeline.dispatch import Dispatcher
 from pipeline.domain.campaign import CampaignState, Hold, HoldKind
 from pipeline.domain.lead import lead_id
@@ -19,11 +22,9 @@ from pipeline.futwork import Futwork, with_curl, with_requests
 from pipeline.futwork.wire import taken
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.ledger.tables import campaigns, leads
-from pipeline.limiter import Limiter, Limits, connect
 from pipeline.sandbox.options import Options
 from pipeline.sandbox.server import run_in_thread
 from pipeline.settings import Rate
-from pipeline.turns import Turns
 from tests.conftest import CAMPAIGN, make_lead
 from tests.raw_server import raw_server
 
@@ -44,12 +45,12 @@ class Bench:
 
     def __init__(self, ledger, valkey, make_settings):
         self.ledger, self.valkey, self._make_settings = ledger, valkey, make_settings
-        self.turns = Turns(valkey)
+        self.leases = DispatchLeases(valkey)
         self.limiter = Limiter(valkey)
         self.asked = []
         self._closing = []
 
-    def dispatcher(self, url, *, ledger=None, limiter=None, turns=None, stopping=lambda: False, **overrides):
+    def dispatcher(self, url, *, ledger=None, limiter=None, leases=None, stopping=lambda: False, **overrides):
         """A dispatcher with a Futwork of its own; its backoff is far longer than any test."""
         settings = self._make_settings(
             **{
@@ -69,7 +70,7 @@ class Bench:
             ledger or self.ledger,
             futwork,
             limiter or self.limiter,
-            turns or self.turns,
+            leases or self.leases,
             settings,
             ask_for_help=self.asked.append,
             stopping=stopping,
@@ -607,9 +608,9 @@ def test_no_more_dispatchers_than_allowed_work_on_a_campaign(bench):
     bench.take_in(5)
     with run_in_thread() as sandbox:
         dispatcher = bench.dispatcher(sandbox.url, dispatchers_per_campaign=1)
-        assert bench.turns.take(CAMPAIGN, most=1, lease=seconds(10)) is not None  # of one that was killed
+        assert bench.leases.take(CAMPAIGN, most=1, duration=seconds(10)) is not None  # of one that was killed
         done = dispatcher.run(CAMPAIGN)
-        assert (done.ended, done.more, done.posts) == ("no turn", False, 0)
+        assert (done.ended, done.more, done.posts) == ("no lease", False, 0)
         [key] = bench.valkey.keys("*held*")
         [holder] = bench.valkey.zrange(key, 0, -1)
         bench.valkey.zincrby(key, -10, holder)  # its lease is over
@@ -620,7 +621,7 @@ def test_a_turn_is_given_up_after_the_slice(bench):
     bench.take_in(5)
     with run_in_thread() as sandbox:
         bench.dispatcher(sandbox.url, dispatchers_per_campaign=1).run(CAMPAIGN)
-    assert bench.turns.take(CAMPAIGN, most=1, lease=seconds(10)) is not None
+    assert bench.leases.take(CAMPAIGN, most=1, duration=seconds(10)) is not None
 
 
 def test_help_is_asked_for_once_where_the_limit_allows_more_than_fits_in_flight(bench):
@@ -755,7 +756,7 @@ def test_without_the_limit_nothing_is_sent(bench):
     bench.take_in(5)
     nowhere = connect("redis://127.0.0.1:1/0")
     with raw_server(always("200 OK", b"{}")) as server:
-        for parts in ({"limiter": Limiter(nowhere)}, {"turns": Turns(nowhere)}):
+        for parts in ({"limiter": Limiter(nowhere)}, {"leases": DispatchLeases(nowhere)}):
             done = bench.dispatcher(server.url, **parts).run(CAMPAIGN)
             assert (done.ended, done.more, done.posts) == ("limit", False, 0)
         assert server.connections == 0
@@ -806,7 +807,7 @@ def test_a_slice_ends_on_time_with_everything_recorded(each_bench):
 
 def test_a_slice_ends_early_when_another_campaign_waits(bench):
     bench.take_in(200)
-    bench.turns.ask(OTHER)
+    bench.leases.request(OTHER)
     with run_in_thread() as sandbox:
         started = time.monotonic()
         done = bench.dispatcher(sandbox.url, account_rate="100/s").run(CAMPAIGN)
@@ -871,7 +872,7 @@ def test_a_small_campaign_does_not_wait_for_a_large_one(bench):
     messages = deque()
 
     def wake(campaign):
-        if bench.turns.ask(campaign):
+        if bench.leases.request(campaign):
             messages.append(campaign)
 
     with run_in_thread() as sandbox:
@@ -939,7 +940,7 @@ def test_a_fault_in_a_slice_records_what_is_out_and_leaves_nothing_to_the_next_c
         accepted = sandbox.stats()["accepted"]
         assert accepted >= CONCURRENCY
         assert bench.states() == {"submitted": accepted, "queued": 50 - accepted}
-        assert bench.turns.take(CAMPAIGN, most=1, lease=seconds(10)) is not None
+        assert bench.leases.take(CAMPAIGN, most=1, duration=seconds(10)) is not None
         assert dispatcher.run(OTHER).outcomes == {"accepted": 5}
         assert bench.states(OTHER) == {"submitted": 5}
 
@@ -970,7 +971,7 @@ def test_a_dispatcher_that_is_told_to_end_at_once_waits_for_nothing(bench, monke
         assert not running.is_alive()
         assert not signals
         assert bench.states() == {"sending": CONCURRENCY, "queued": 20 - CONCURRENCY}
-        assert bench.turns.take(CAMPAIGN, most=1, lease=seconds(10)) is not None
+        assert bench.leases.take(CAMPAIGN, most=1, duration=seconds(10)) is not None
 
 
 def test_what_an_answer_says_never_breaks_the_record(each_bench):

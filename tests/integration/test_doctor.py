@@ -20,10 +20,10 @@ from werkzeug.serving import make_server
 
 from pipeline.broker import QUEUES
 from pipeline.cli.doctor import Finding, examine
+from pipeline.coordination.heartbeats import Heartbeats
+from pipeline.devstack.embedded_valkey import free_port
 from pipeline.domain.campaign import Hold, HoldKind
-from pipeline.embedded import free_port
 from pipeline.ledger import Ledger
-from pipeline.pulse import Pulse
 from pipeline.settings import load_settings
 from pipeline.web import create_app
 from tests.conftest import CAMPAIGN
@@ -75,7 +75,7 @@ class Installation:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, valkey: redis.Redis, folder: Path) -> None:
         self.valkey, self.folder, self.monkeypatch = valkey, folder, monkeypatch
-        self.pulse = Pulse(valkey)
+        self.heartbeats = Heartbeats(valkey)
         self.vendor = Vendor()
         self.off = timedelta()
         self.options: dict[str, Any] = {}
@@ -89,13 +89,13 @@ class Installation:
     ) -> None:
         """Let the parts note themselves, as they do."""
         self.valkey.flushdb()
-        self.pulse.note("worker", "w@here", queues)
+        self.heartbeats.note("worker", "w@here", queues)
         if beat:
-            self.pulse.note("beat", "beat@here")
+            self.heartbeats.note("beat", "beat@here")
         if web:
-            self.pulse.note("web", "here")
+            self.heartbeats.note("web", "here")
         if swept:
-            self.pulse.ran("sweep")
+            self.heartbeats.ran("sweep")
 
     @property
     def file(self) -> Path:

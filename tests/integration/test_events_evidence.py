@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 
 from pipeline.broker import WebEvent
-from pipeline.cli.act import events as events_group
+from pipeline.cli.actions import events as events_group
 from pipeline.domain.campaign import Campaign
 from pipeline.domain.lead import Claim, Outcome, Retry, settle
 from pipeline.events import Events, Kept

@@ -20,16 +20,16 @@ import sqlalchemy as sa
 from celery.exceptions import Reject
 
 from pipeline import events as stage
-from pipeline import tasks
 from pipeline.broker import WebEvent, decode_events
-from pipeline.deaths import TURN_SECONDS, Deaths
+from pipeline.coordination.connection import connect
+from pipeline.coordination.crash_counter import MUTEX_SECONDS, CrashCounter
 from pipeline.events import Events, Kept
 from pipeline.ledger import EVENTS_AT_ONCE, Ledger, StoredEvent, digest_of
 from pipeline.ledger.calls import _MERGERS_TURN
 from pipeline.ledger.tables import call_events
-from pipeline.limiter import connect
 from pipeline.settings import Settings
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
+from pipeline.worker import app as tasks
 from tests.conftest import CAMPAIGN, NOW
 
 MakeSettings = Callable[..., Settings]
@@ -125,7 +125,7 @@ def test_a_task_that_merged_for_long_lets_another_go_on(
     ledger: Ledger, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, valkey_url: str, valkey: redis.Redis
 ) -> None:
     url = ledger.database.url.render_as_string(hide_password=False)
-    parts = Parts(make_settings(broker_url=valkey_url, database_url=url))
+    parts = Services(make_settings(broker_url=valkey_url, database_url=url))
     monkeypatch.setattr(stage, "_LONGEST_MERGE_SECONDS", 0.0)
     assert parts.events.take_in([make_event("call-1")]) == Kept(0, 0, 0, 0)
     parts.ledger.close()
@@ -141,7 +141,7 @@ def test_tasks_that_are_behind_leave_their_merge_to_one_behind_them(
 ) -> None:
     """The events are months old. Once a process has stored some hundreds, it merges all the same."""
     url = ledger.database.url.render_as_string(hide_password=False)
-    parts = Parts(make_settings(broker_url=valkey_url, database_url=url))
+    parts = Services(make_settings(broker_url=valkey_url, database_url=url))
     for number in range(3):
         assert parts.events.take_in([make_event(f"call-{number}")]) == Kept(0, 0, 0, 0)
     assert (states(ledger), parts.broker.depths()["events"]) == ({"pending": 3}, 1)
@@ -158,7 +158,7 @@ def test_a_task_that_nobody_can_follow_merges_itself(
 ) -> None:
     url = ledger.database.url.render_as_string(hide_password=False)
     away = "redis://127.0.0.1:9/0"
-    parts = Parts(make_settings(broker_url=away, redis_url=valkey_url, database_url=url))
+    parts = Services(make_settings(broker_url=away, redis_url=valkey_url, database_url=url))
     redis.Redis.from_url(valkey_url).delete("futwork:events:later")
     for number in range(2):
         assert parts.events.take_in([make_event(f"call-{number}")]) == Kept(1, 1, 1, 0)
@@ -181,8 +181,8 @@ def test_an_event_that_kills_its_workers_ends_in_quarantine_and_takes_no_other_w
             return describe(merged, **options)
 
         stage.describe = deadly  # type: ignore[assignment]  # in this process alone, which ends with it
-        own = Deaths(redis.Redis.from_url(valkey_url))
-        Events(Ledger(url), make_settings(), deaths=own).take_in(batch, again=again)
+        own = CrashCounter(redis.Redis.from_url(valkey_url))
+        Events(Ledger(url), make_settings(), crash_counter=own).take_in(batch, again=again)
 
     for run in range(3):
         process = multiprocessing.get_context("fork").Process(target=die_merging, args=(run > 0,))
@@ -190,7 +190,7 @@ def test_an_event_that_kills_its_workers_ends_in_quarantine_and_takes_no_other_w
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
     assert states(ledger) == {"merged": 1, "pending": 2}
-    kept = Events(ledger, make_settings(), deaths=Deaths(valkey)).take_in(batch, again=True)
+    kept = Events(ledger, make_settings(), crash_counter=CrashCounter(valkey)).take_in(batch, again=True)
     assert kept == Kept(events=2, calls=1, orphans=1, quarantined=1)
     assert states(ledger) == {"merged": 2, "quarantined": 1}
     (waiting,) = ledger.quarantine.waiting(kind="event")
@@ -206,8 +206,8 @@ def test_living_processes_that_merge_carefully_are_no_deaths(
     ledgers = [Ledger(_postgres_migrated) for _ in range(4)]
 
     def run(ledger: Ledger, number: int) -> None:
-        own = Deaths(redis.Redis.from_url(valkey_url))
-        Events(ledger, make_settings(), deaths=own).take_in([make_event(f"own-{number}")], again=True)
+        own = CrashCounter(redis.Redis.from_url(valkey_url))
+        Events(ledger, make_settings(), crash_counter=own).take_in([make_event(f"own-{number}")], again=True)
 
     threads = [threading.Thread(target=run, args=(one, number)) for number, one in enumerate(ledgers)]
     for thread in threads:
@@ -225,9 +225,9 @@ def test_who_has_no_turn_to_merge_carefully_leaves_what_it_stored(
 ) -> None:
     """Neither a message that came again, nor tidy after a death, takes the events of a living process from it."""
     valkey.set("futwork:deaths:left over", 1)
-    event, deaths = make_event("call-1"), Deaths(valkey)
-    events = Events(ledger, make_settings(), deaths=deaths)
-    with deaths.turn("merge") as is_ours:
+    event, deaths = make_event("call-1"), CrashCounter(valkey)
+    events = Events(ledger, make_settings(), crash_counter=deaths)
+    with deaths.mutex("merge") as is_ours:
         assert is_ours
         assert events.take_in([event], again=True) == Kept(0, 0, 0, 0)
         assert events.merge_left_over(before=NOW + timedelta(days=1), now=NOW) == 0
@@ -240,7 +240,7 @@ def test_an_event_that_was_merged_meanwhile_is_not_set_aside(
 ) -> None:
     event = make_event("call-1")
     keep(ledger, event)
-    events = Events(ledger, make_settings(), deaths=Deaths(valkey))
+    events = Events(ledger, make_settings(), crash_counter=CrashCounter(valkey))
     valkey.set(f"futwork:deaths:event:{digest_of(event.body)}", 2)
     found = ledger.calls.pending()
     assert Events(ledger, make_settings()).take_in([]) == Kept(1, 1, 1, 0)
@@ -255,7 +255,7 @@ def test_left_over_events_are_merged_one_by_one_after_a_death(
     keep(ledger, make_event("call-1"), make_event("killer", after=1), make_event("call-2", after=2))
     valkey.set("futwork:deaths:left over", 1)
     valkey.set(f"futwork:deaths:event:{digest_of(make_event('killer').body)}", 2)
-    events = Events(ledger, make_settings(), deaths=Deaths(valkey))
+    events = Events(ledger, make_settings(), crash_counter=CrashCounter(valkey))
     assert events.merge_left_over(before=NOW + timedelta(days=1), now=NOW) == 3
     assert states(ledger) == {"merged": 2, "quarantined": 1}
     assert valkey.keys("futwork:deaths:*") == []
@@ -298,33 +298,33 @@ def test_a_message_that_was_put_back_by_itself_is_no_death(
         for _ in range(2):
             tasks._guarded(lambda _parts, _message, *, again: told.append(again))(task, {})
     finally:
-        tasks.close_parts()
+        tasks.close_services()
     assert told == [False, True]
 
 
 def test_deaths_are_not_counted_while_redis_is_away() -> None:
-    away = Deaths(connect("redis://127.0.0.1:9/0"))
-    with away.counted("anything") as deaths, away.turn("anything") as is_ours:
+    away = CrashCounter(connect("redis://127.0.0.1:9/0"))
+    with away.counted("anything") as deaths, away.mutex("anything") as is_ours:
         assert (deaths, is_ours) == (0, True)
-    away.spare("anything")
-    assert not away.was_spared("anything")
+    away.mark_requeued("anything")
+    assert not away.was_requeued("anything")
 
 
 def test_a_turn_is_one_processs_until_it_ends_or_dies(valkey: redis.Redis) -> None:
     def die() -> None:
-        with Deaths(valkey).turn("work"):
+        with CrashCounter(valkey).mutex("work"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    one, other = Deaths(valkey), Deaths(valkey)
+    one, other = CrashCounter(valkey), CrashCounter(valkey)
     process = multiprocessing.get_context("fork").Process(target=die)
     process.start()
     process.join(60)
-    with one.turn("work") as first, other.turn("work") as second:
+    with one.mutex("work") as first, other.mutex("work") as second:
         assert (first, second) == (True, False)
-        with other.turn("other work") as third:
+        with other.mutex("other work") as third:
             assert third
     assert valkey.keys("futwork:deaths:*") == []
-    valkey.set("futwork:deaths:turn:work", "another-host 1 a-uuid", ex=TURN_SECONDS)
-    with one.turn("work") as first:
+    valkey.set("futwork:deaths:turn:work", "another-host 1 a-uuid", ex=MUTEX_SECONDS)
+    with one.mutex("work") as first:
         assert not first
     assert valkey.keys("futwork:deaths:*") == [b"futwork:deaths:turn:work"]

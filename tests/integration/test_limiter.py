@@ -8,8 +8,9 @@ from datetime import timedelta
 import pytest
 import redis
 
-from pipeline import limiter as module
-from pipeline.limiter import AHEAD, Limiter, LimiterUnavailable, Limits, burst_of, connect
+from pipeline.coordination import connection as module
+from pipeline.coordination.connection import RedisUnavailable, connect
+from pipeline.coordination.limiter import AHEAD, Limiter, Limits, burst_of
 from pipeline.settings import Rate
 from tests.raw_server import raw_server
 
@@ -414,7 +415,7 @@ def test_without_redis_nothing_is_granted():
         lambda: limiter.stop("default", seconds(1)),
         lambda: limiter.stopped_for("default"),
     ):
-        with pytest.raises(LimiterUnavailable, match="cannot be reached") as raised:
+        with pytest.raises(RedisUnavailable, match="cannot be reached") as raised:
             ask()
         assert "secret" not in str(raised.value)
 
@@ -424,7 +425,7 @@ def test_a_redis_that_hangs_is_given_up_in_time(monkeypatch):
     with raw_server(lambda peer: peer.hang()) as server:
         client = connect(f"redis://127.0.0.1:{server.port}/0")
         started = time.monotonic()
-        with pytest.raises(LimiterUnavailable):
+        with pytest.raises(RedisUnavailable):
             Limiter(client).reserve(limits(), 1)
         assert 0.25 < time.monotonic() - started < 0.55  # one wait, not several
         assert server.connections == 1
@@ -444,7 +445,7 @@ def test_a_redis_that_takes_no_writes_grants_nothing(valkey_url, valkey):
     client = connect(valkey_url)
     valkey.config_set("min-replicas-to-write", 1)
     try:
-        with pytest.raises(LimiterUnavailable):
+        with pytest.raises(RedisUnavailable):
             Limiter(client).reserve(limits(), 1)
     finally:
         valkey.config_set("min-replicas-to-write", 0)

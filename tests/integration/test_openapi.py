@@ -50,7 +50,7 @@ CHECKS = [
 @pytest.fixture
 def app(make_settings: Callable[..., Settings], sqlite_ledger: Ledger, valkey: Any, valkey_url: str) -> Iterator[Flask]:
     """The app over a real broker and a real ledger."""
-    wiring.close_parts()
+    wiring.close_services()
     made = make_settings(
         broker_url=valkey_url,
         database_url=sqlite_ledger.database.url.render_as_string(hide_password=False),
@@ -59,9 +59,9 @@ def app(make_settings: Callable[..., Settings], sqlite_ledger: Ledger, valkey: A
         intake_max_bytes=150_000,
         webhook_max_bytes=600_000,
     )
-    wiring.parts(made)
+    wiring.services(made)
     yield create_app(made)
-    wiring.close_parts()
+    wiring.close_services()
 
 
 def test_the_document_is_an_openapi_document() -> None:

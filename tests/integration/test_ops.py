@@ -99,7 +99,7 @@ def settings(make_settings: Callable[..., Settings], ledger: Ledger, valkey_url:
 @pytest.fixture
 def sign(settings: Settings) -> Iterator[Sign]:
     """Sign people in, each at a browser of their own."""
-    wiring.close_parts()
+    wiring.close_services()
     app = create_app(settings)
 
     def make(name: str) -> Person:
@@ -112,7 +112,7 @@ def sign(settings: Settings) -> Iterator[Sign]:
     made = app.extensions["pipeline-ops"].__dict__.get("ledger")
     if made is not None:
         made.close()
-    wiring.close_parts()
+    wiring.close_services()
 
 
 def sign_in(client: FlaskClient, name: str, password: str, **more: Any) -> Any:
@@ -295,15 +295,15 @@ def test_wrong_passwords_are_refused_and_too_many_lock_the_address(sign: Sign, v
 def test_only_the_proxies_that_are_counted_are_believed(
     settings: Settings, proxies: int, proto: str, *, is_secure: bool
 ) -> None:
-    wiring.close_parts()
+    wiring.close_services()
     client = create_app(settings.model_copy(update={"ops_proxies": proxies})).test_client()
     cookie = client.get("/ops/sign-in", headers={"X-Forwarded-Proto": proto}).headers["Set-Cookie"]
     assert ("Secure" in cookie.split("; ")) is is_secure
-    wiring.close_parts()
+    wiring.close_services()
 
 
 def test_tries_are_counted_by_the_address_that_a_believed_proxy_saw(settings: Settings) -> None:
-    wiring.close_parts()
+    wiring.close_services()
     client = create_app(settings.model_copy(update={"ops_proxies": 1})).test_client()
 
     def status(said: str) -> int:
@@ -313,7 +313,7 @@ def test_tries_are_counted_by_the_address_that_a_believed_proxy_saw(settings: Se
         429
     ]  # a made-up front
     assert status("203.0.113.1, 198.51.100.8") == 403
-    wiring.close_parts()
+    wiring.close_services()
 
 
 def test_a_sign_in_form_of_another_site_is_refused(sign: Sign) -> None:
@@ -400,7 +400,7 @@ def _bare(text: str) -> str:
 
 
 def test_what_is_masked_keeps_times_and_ids() -> None:
-    from pipeline.web.ops.shown import masked
+    from pipeline.web.ops.masking import masked
 
     kept = ["2026-05-08T20:25:23.674Z", "2026-05-08", "1c1d3a36-0a2f-5c0e-9b0e-6f6a3d9b1c11", "HTTP 422", "31.5 s",
             "68ecc86fd9fbecbe9431a18e", "12,50,000", 31.5, 422, True, None]  # fmt: skip
@@ -468,7 +468,7 @@ def test_what_is_not_there_is_a_page_that_says_so(sign: Sign, filled: Filled) ->
 
 
 def test_a_ledger_that_is_away_is_a_page_that_says_so(make_settings: Callable[..., Settings], valkey_url: str) -> None:
-    wiring.close_parts()
+    wiring.close_services()
     away = make_settings(
         broker_url=valkey_url,
         database_url="postgresql://nobody@127.0.0.1:9/nothing",
@@ -479,7 +479,7 @@ def test_a_ledger_that_is_away_is_a_page_that_says_so(make_settings: Callable[..
     assert sign_in(client, "asha", PASSWORDS["asha"]).status_code == 303
     answer = client.get("/ops/")
     assert (answer.status_code, "The ledger is away" in answer.text) == (503, True)
-    wiring.close_parts()
+    wiring.close_services()
 
 
 # What is changed
@@ -609,7 +609,7 @@ def test_a_change_without_a_filter_or_a_count_is_refused(sign: Sign, filled: Fil
 def test_more_leads_than_a_browser_waits_for_are_left_to_a_command(
     sign: Sign, filled: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.web.ops.act.MOST_AT_ONCE", 1)
+    monkeypatch.setattr("pipeline.web.ops.actions.MOST_AT_ONCE", 1)
     person = sign("asha")
     before = everything(filled.ledger)
     fields = {"campaign": CAMPAIGN, "action": "retry"}

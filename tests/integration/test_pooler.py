@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from pipeline.devstack.embedded_valkey import free_port
 from pipeline.domain.campaign import Campaign
 from pipeline.domain.lead import Outcome, Retry, settle
-from pipeline.embedded import free_port
 from pipeline.ledger import Ledger, open_ledger
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead, missing
 

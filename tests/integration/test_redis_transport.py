@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from pipeline.broker.redis_transport import REST_SECONDS, RedisQueues, bell_of, book_when_taken, keep_malformed
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 from tests.waiting import until
 
 QUEUE = kombu.Queue("delivery", kombu.Exchange("delivery", type="direct"), routing_key="delivery")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from pipeline import tasks
 from pipeline.broker import Kind, Spool, decode_events, encode_events, lead_batch
 from pipeline.cli.replay import Replayed, replay_all
 from pipeline.domain.lead import lead_id
@@ -17,6 +16,7 @@ from pipeline.events import Events
 from pipeline.intake import Intake
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
+from pipeline.worker import app as tasks
 from tests.conftest import CAMPAIGN, NOW, make_lead
 from tests.integration.test_events import make_event
 

@@ -16,14 +16,21 @@ import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import wiring
+from pipeline.devstack.embedded_valkey import free_port
 from pipeline.domain.campaign import Hold, HoldKind
-from pipeline.embedded import free_port
 from pipeline.ledger import Ledger
-from pipeline.measures import DUE_OLDEST, EVENTS, MEASURES, QUARANTINED, SUBMISSION_SECONDS, UNCERTAIN_OVERDUE
+from pipeline.observability.metrics import (
+    DUE_OLDEST,
+    EVENTS,
+    METRICS,
+    QUARANTINED,
+    SUBMISSION_SECONDS,
+    UNCERTAIN_OVERDUE,
+)
 from pipeline.settings import Settings
 from pipeline.web import metrics
 from pipeline.web.metrics import Source
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
 from tests.conftest import CAMPAIGN, make_lead
 
 Samples = dict[tuple[str, tuple[str, ...]], float]
@@ -33,12 +40,12 @@ HOUR = timedelta(hours=1)
 @pytest.fixture
 def make_parts(
     make_settings: Callable[..., Settings], valkey_url: str, valkey: redis.Redis
-) -> Iterator[Callable[..., Parts]]:
+) -> Iterator[Callable[..., Services]]:
     built = []
 
-    def make(ledger: Ledger | None = None, **overrides: Any) -> Parts:
+    def make(ledger: Ledger | None = None, **overrides: Any) -> Services:
         values = {"broker_url": valkey_url} | overrides
-        mine = Parts(make_settings(**values))
+        mine = Services(make_settings(**values))
         if ledger is not None:
             mine.__dict__["ledger"] = ledger
         built.append(mine)
@@ -48,10 +55,10 @@ def make_parts(
     for mine in built:
         if "redis" in mine.__dict__:
             mine.redis.close()
-    wiring.close_parts()
+    wiring.close_services()
 
 
-def samples(mine: Parts) -> Samples:
+def samples(mine: Services) -> Samples:
     body, content_type = metrics.scrape(mine)
     assert content_type.startswith("text/plain; version=")
     families = list(text_string_to_metric_families(body.decode()))
@@ -79,7 +86,7 @@ def make_uncertain(ledger: Ledger, campaign: str, *, ago: timedelta) -> None:
 
 
 def test_a_scrape_tells_what_the_ledger_the_broker_and_redis_hold(
-    ledger: Ledger, make_parts: Callable[..., Parts], valkey: redis.Redis
+    ledger: Ledger, make_parts: Callable[..., Services], valkey: redis.Redis
 ) -> None:
     mine = make_parts(ledger, account_rate="30/s", futwork_api_keys="north=k2")
     take_in(ledger, CAMPAIGN, 3, ago=timedelta(seconds=90))
@@ -89,13 +96,13 @@ def test_a_scrape_tells_what_the_ledger_the_broker_and_redis_hold(
     ledger.campaigns.hold("held", held, probe_at=datetime.now(UTC), now=datetime.now(UTC))
     ledger.quarantine.put("event", b"9800000001", reason="unreadable", now=datetime.now(UTC))
     mine.broker.publish("pipeline.dispatch", CAMPAIGN, about="()")
-    mine.pulse.note("worker", "w@a", ["dispatch", "events"])
-    mine.pulse.note("beat", "b@a")
-    mine.pulse.ran("sweep")
+    mine.heartbeats.note("worker", "w@a", ["dispatch", "events"])
+    mine.heartbeats.note("beat", "b@a")
+    mine.heartbeats.ran("sweep")
     mine.limiter.stop("north", timedelta(seconds=60))
-    mine.meter.observe(SUBMISSION_SECONDS, 0.2, "accepted")
-    mine.meter.count(EVENTS, "merged", by=4)
-    mine.meter.flush()
+    mine.counters.observe(SUBMISSION_SECONDS, 0.2, "accepted")
+    mine.counters.count(EVENTS, "merged", by=4)
+    mine.counters.flush()
 
     found = samples(mine)
 
@@ -123,7 +130,7 @@ def test_a_scrape_tells_what_the_ledger_the_broker_and_redis_hold(
     assert found["pipeline_submission_duration_seconds_bucket", ("+Inf", "accepted")] == 1
     assert found["pipeline_events_total", ("merged",)] == 4
     assert {found[f"pipeline_{what}_up", ()] for what in ("ledger", "broker", "limiter")} == {1}
-    assert {name for name, _ in found} <= {name for one in MEASURES for name in one.series} | OF_THE_CLIENT
+    assert {name for name, _ in found} <= {name for one in METRICS for name in one.series} | OF_THE_CLIENT
 
 
 OF_THE_CLIENT = {  # what Prometheus' library tells of its own process, where it does not add up several
@@ -138,15 +145,15 @@ OF_THE_CLIENT = {  # what Prometheus' library tells of its own process, where it
 
 
 def test_a_sweep_that_ended_before_redis_clock_was_set_back_is_shown_without_a_negative_age(
-    ledger: Ledger, make_parts: Callable[..., Parts], valkey: redis.Redis
+    ledger: Ledger, make_parts: Callable[..., Services], valkey: redis.Redis
 ) -> None:
     mine = make_parts(ledger)
-    mine.pulse.ran("sweep")
+    mine.heartbeats.ran("sweep")
     valkey.hincrbyfloat("{futwork:pulse}:runs:ended", "sweep", 3600)
     assert of(samples(mine), "pipeline_last_run_age_seconds") == {("sweep",): 0}
 
 
-def test_a_scrape_holds_no_personal_data(ledger: Ledger, make_parts: Callable[..., Parts]) -> None:
+def test_a_scrape_holds_no_personal_data(ledger: Ledger, make_parts: Callable[..., Services]) -> None:
     mine = make_parts(ledger, futwork_api_key="secret-key", webhook_token="secret-token")
     take_in(ledger, CAMPAIGN, 5)
     make_uncertain(ledger, "c2", ago=HOUR)
@@ -161,7 +168,7 @@ def test_a_scrape_holds_no_personal_data(ledger: Ledger, make_parts: Callable[..
 
 
 def test_the_campaigns_with_the_most_unfinished_leads_are_named_and_the_rest_is_one(
-    sqlite_ledger: Ledger, make_parts: Callable[..., Parts]
+    sqlite_ledger: Ledger, make_parts: Callable[..., Services]
 ) -> None:
     mine = make_parts(sqlite_ledger, metrics_campaigns=2)
     for campaign, many in (("small", 1), ("large", 5), ("tiny", 1), ("middle", 3)):
@@ -185,7 +192,7 @@ def test_the_campaigns_with_the_most_unfinished_leads_are_named_and_the_rest_is_
 
 
 def test_what_is_away_leaves_its_numbers_out_and_the_others_whole(
-    sqlite_ledger: Ledger, make_parts: Callable[..., Parts]
+    sqlite_ledger: Ledger, make_parts: Callable[..., Services]
 ) -> None:
     nobody = f"redis://127.0.0.1:{free_port()}/0"
     mine = make_parts(sqlite_ledger, redis_url=nobody)
@@ -204,7 +211,7 @@ def test_what_is_away_leaves_its_numbers_out_and_the_others_whole(
 
 
 def test_a_slow_ledger_is_given_up_by_the_database_and_told_of_as_it_was(
-    postgres_ledger: Ledger, make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
+    postgres_ledger: Ledger, make_parts: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its table of campaigns is locked, as by a migration."""
     monkeypatch.setattr(metrics, "PATIENCE_SECONDS", 0.3)
@@ -261,7 +268,7 @@ def test_a_source_that_was_silent_for_too_long_is_away(monkeypatch: pytest.Monke
 
 
 def test_a_fault_of_ours_in_one_source_leaves_the_others_whole(
-    sqlite_ledger: Ledger, make_parts: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
+    sqlite_ledger: Ledger, make_parts: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = make_parts(sqlite_ledger)
     monkeypatch.setattr(sqlite_ledger.reports, "overview", lambda **_: 1 / 0)

@@ -19,7 +19,7 @@ from pipeline.ledger import Ledger, StoredEvent, digest_of
 from pipeline.ledger.tables import leads, recounts, tallies
 from pipeline.settings import Settings
 from pipeline.sweep import Sweep, Swept, Tidied
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
 from tests.conftest import CAMPAIGN, make_lead
 
 MakeSettings = Callable[..., Settings]
@@ -224,7 +224,7 @@ def test_no_policy_decides_while_events_wait_in_the_broker_or_it_cannot_be_asked
 
     def tidy(broker_url: str) -> Tidied:
         settings = make_settings(broker_url=broker_url, database_url=url, on_uncertain="resend")
-        parts = Parts(settings)
+        parts = Services(settings)
         try:
             return parts.sweep.tidy()
         finally:
@@ -268,11 +268,11 @@ def test_tidy_folds_the_tallies_and_recounts_them_once_an_hour(ledger: Ledger, m
     take_in(ledger, make_lead(1), make_lead(2))
     around = Around(ledger, make_settings())
     around.sweep.tidy()
-    first = ledger.tallies.recounted_at()
+    first = ledger.rollups.verified_at()
     with ledger.database.write() as connection:
         connection.execute(sa.delete(tallies).where(tallies.c.name == "lead.queued"))
     around.sweep.tidy()
-    assert ledger.tallies.recounted_at() == first is not None
+    assert ledger.rollups.verified_at() == first is not None
     with ledger.database.write() as connection:
         connection.execute(sa.update(recounts).values(at=now() - timedelta(minutes=61)))
     assert ledger.reports.overview(now=now())["adds_up"] is False

@@ -28,9 +28,9 @@ from rich.console import Console
 from pipeline.broker import QUEUES
 from pipeline.cli.top.look import Looker
 from pipeline.cli.top.screen import duration, needs_a_person, screen, sparkline
+from pipeline.coordination.heartbeats import Heartbeats
 from pipeline.domain.campaign import Hold, HoldKind
 from pipeline.ledger import Ledger
-from pipeline.pulse import Pulse
 from pipeline.settings import load_settings
 from tests.conftest import CAMPAIGN, make_lead
 from tests.integration.test_cli import Result, run
@@ -58,7 +58,7 @@ def installation(
     for name, value in {"BROKER_URL": valkey_url, "DATABASE_URL": f"sqlite:///{tmp_path / 'ledger.db'}",
                         "FUTWORK_API_KEY": "k", "SPOOL_DIR": str(tmp_path / "spool")}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    pulse = Pulse(valkey)
+    pulse = Heartbeats(valkey)
     pulse.note("worker", "w@here", QUEUES)
     pulse.note("beat", "beat@here")
     pulse.note("web", "here")
@@ -124,7 +124,7 @@ def test_what_a_person_must_do_is_said_with_its_command(
     installation.leads.settle_lost_claims(now=now + timedelta(minutes=1))
     installation.quarantine.put("event", b"[]", reason="no object", now=now)
     valkey.delete("{futwork:pulse}:beat:times")
-    Pulse(valkey).note("worker", "w@here", ("intake",))
+    Heartbeats(valkey).note("worker", "w@here", ("intake",))
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "1.events").write_bytes(b"x")
 

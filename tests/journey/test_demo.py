@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from pipeline.cli.demo import BUNDLED, BUNDLED_LEADS, BUNDLED_SEED, DemoReport
-from pipeline.cli.demo.people import write_leads
+from pipeline.cli.demo.fake_leads import write_leads
 from pipeline.domain.lead import LeadState
 from tests.integration.test_cli import read_all, run
 from tests.waiting import until

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from celery import Celery
 
 from pipeline.broker import lead_batch
-from pipeline.embedded import free_port
+from pipeline.devstack.embedded_valkey import free_port
 from pipeline.ledger import Ledger
 from tests.conftest import CAMPAIGN
 from tests.journey.fleet import ROOT, Fleet, Process

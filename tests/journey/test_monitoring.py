@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.broker import QUEUES
 from pipeline.ledger import Ledger
-from pipeline.measures import EVENTS, MEASURES
+from pipeline.observability.metrics import EVENTS, METRICS
 from tests.alerts.experiments import EXPERIMENTS, run
 from tests.alerts.rig import Rig
 from tests.unit.test_monitoring import RULES, named_in, queries
@@ -46,8 +46,8 @@ def test_every_metric_is_there_and_two_faults_are_told_of_and_end(rig: Rig) -> N
     told = {name for name, *_ in samples(text)}
     without_values = re.sub(r" \S+$", "", text, flags=re.MULTILINE)  # whose digits are any
     assert re.findall(r"98\d{8}", without_values) == []
-    assert told - {name for one in MEASURES for name in one.series} == set()
-    assert {one.series[-1] for one in MEASURES} - SILENT - told == set()
+    assert told - {name for one in METRICS for name in one.series} == set()
+    assert {one.series[-1] for one in METRICS} - SILENT - told == set()
     asked = set().union(*map(named_in, queries()), *(named_in(rule["expr"]) for rule in RULES))
     assert asked - SILENT - told == set()
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.devstack.embedded_valkey import free_port
 from pipeline.domain.lead import lead_id
-from pipeline.embedded import free_port
 from tests.conftest import CAMPAIGN
 from tests.journey.fleet import ROOT, Fleet, Process, Valkey
 from tests.journey.test_worker import phones_in

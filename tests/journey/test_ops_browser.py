@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 from pipeline.broker import WebEvent
+from pipeline.coordination.heartbeats import HeartbeatSender
+from pipeline.devstack.embedded_valkey import free_port
 from pipeline.domain.campaign import Campaign, Hold, HoldKind
 from pipeline.domain.lead import Answer, LeadState, Outcome, Settlement
-from pipeline.embedded import free_port
 from pipeline.events import Events
 from pipeline.ledger import LeadFilter, Ledger
-from pipeline.pulse import Noting
 from pipeline.web.ops.access import hash_password
 from tests.conftest import CAMPAIGN, make_lead, missing
 from tests.journey.fleet import Fleet
@@ -86,9 +86,9 @@ def site(ledger: Ledger, valkey_url: str, valkey: Any, tmp_path: Path) -> Iterat
 def _note_parts(url: str, over: threading.Event) -> None:
     """Two workers and a beat say that they live, until it is over."""
     parts = [
-        Noting(url, "worker", "intake@host", ("intake", "events", "upkeep")),
-        Noting(url, "worker", "dispatch@host", ("dispatch",)),
-        Noting(url, "beat", "beat@host"),
+        HeartbeatSender(url, "worker", "intake@host", ("intake", "events", "upkeep")),
+        HeartbeatSender(url, "worker", "dispatch@host", ("dispatch",)),
+        HeartbeatSender(url, "beat", "beat@host"),
     ]
     while not over.is_set():
         for part in parts:
@@ -123,7 +123,7 @@ def fill(ledger: Ledger) -> None:
     ledger.quarantine.put(
         "event", b'{"urid": "x"}', reason="the event has no callSid, so it belongs to no call", now=now
     )
-    ledger.tallies.recount(now=now)
+    ledger.rollups.verify(now=now)
 
 
 def _send(ledger: Ledger, at: datetime, many: int, *, first: bool) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.embedded import free_port
+from pipeline.devstack.embedded_valkey import free_port
 from pipeline.ledger import Ledger
 from tests.conftest import CAMPAIGN
 from tests.waiting import until
@@ -160,14 +160,14 @@ def called(folder: Path) -> int:
 SMALL = """
 import sys
 from pipeline.cli import main
-from pipeline.stack import Stack
+from pipeline.devstack.supervisor import Supervisor
 from tests.waiting import until
 
 def start_pipeline(stack, *, web, workers):
     stack.start("beat", ["-c", "import time; time.sleep(600)", "beat"])
     stack.start("web", ["-m", "http.server", "--bind", *web.split(":")])
 
-Stack.start_pipeline = start_pipeline
+Supervisor.start_pipeline = start_pipeline
 main()
 """
 

@@ -26,7 +26,7 @@ from celery import Celery
 from pipeline import EnqueueFailed, enqueue
 from pipeline.broker import VISIBILITY_SECONDS, WebEvent, encode_events, lead_batch
 from pipeline.ledger import LeadFilter, Ledger
-from pipeline.tasks import _MOST_DEATHS
+from pipeline.worker.app import _MOST_DEATHS
 from tests.chaos.brokers import RabbitVhost, ServiceMissing
 from tests.conftest import CAMPAIGN, empty, make_lead, missing
 from tests.integration.test_broker import rabbitmq_alone
@@ -527,7 +527,7 @@ def test_a_database_that_answers_but_cannot_take_leads_loses_none(
     assert quarantined(fleet) == []
 
 
-# Deaths
+# CrashCounter
 
 
 def test_killing_children_in_mid_intake_loses_nothing_and_takes_nothing_in_twice(

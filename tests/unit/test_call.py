@@ -12,8 +12,8 @@ from pipeline.domain.call import (
     Call,
     CallOutcome,
     Event,
-    Turn,
     UnreadableEvent,
+    Utterance,
     decide_outcome,
     describe,
     merge,
@@ -124,11 +124,11 @@ class TestTheGuidesSample:
             hangup_reason=None,
             transcript=TRANSCRIPT,
             turns=(
-                Turn("agent", "Hello bani bani is testing the call\nThank you very much"),
-                Turn("lead", "hello"),
-                Turn("agent", "Hello! How can I assist you today?"),
-                Turn("lead", "thank you thank you"),
-                Turn(
+                Utterance("agent", "Hello bani bani is testing the call\nThank you very much"),
+                Utterance("lead", "hello"),
+                Utterance("agent", "Hello! How can I assist you today?"),
+                Utterance("lead", "thank you thank you"),
+                Utterance(
                     "agent",
                     "You're very welcome! If you need any further assistance, feel free to ask. Have a great day!",
                 ),
@@ -381,8 +381,8 @@ class TestMerging:
         assert merge([]) == {}
 
 
-SPOKE = [Turn("agent", "hello"), Turn("lead", "yes")]
-SILENT = [Turn("agent", "hello"), Turn("agent", "are you there?")]
+SPOKE = [Utterance("agent", "hello"), Utterance("lead", "yes")]
+SILENT = [Utterance("agent", "hello"), Utterance("agent", "are you there?")]
 
 
 class TestOutcome:
@@ -402,7 +402,7 @@ class TestOutcome:
             ("completed", "interested", None, [], "connected"),
             ("completed", "wrong_number", 0.0, [], "connected"),
             ("completed", None, 109.0, [], "connected"),
-            ("completed", "custom_words", 109.0, [Turn("unknown", "hello")], "connected"),
+            ("completed", "custom_words", 109.0, [Utterance("unknown", "hello")], "connected"),
             ("completed", None, 109.0, SILENT, "unknown"),
             ("completed", None, 0.0, SILENT, "unknown"),
             ("completed", None, 0.0, [], "no_answer"),
@@ -430,7 +430,7 @@ class TestOutcome:
         ],
     )
     def test_status_disposition_duration_and_transcript_decide_together(
-        self, status: str, disposition: str | None, duration: float | None, turns: list[Turn], outcome: str
+        self, status: str, disposition: str | None, duration: float | None, turns: list[Utterance], outcome: str
     ) -> None:
         decided = decide_outcome(status, disposition=disposition, duration_seconds=duration, turns=turns)
         assert decided == outcome
@@ -569,7 +569,7 @@ class TestTypeDrift:
 
     def test_a_transcript_may_be_a_list_of_messages(self) -> None:
         call = make_call(transcript=[{"role": "assistant", "content": "Hello"}, {"speaker": "User", "text": "Yes"}, 7])
-        assert call.turns == (Turn("agent", "Hello"), Turn("lead", "Yes"))
+        assert call.turns == (Utterance("agent", "Hello"), Utterance("lead", "Yes"))
         assert call.outcome is CallOutcome.CONNECTED
 
     @pytest.mark.parametrize("value", ["", " \n", "-", "nan", None, [], {}, 7])
@@ -706,16 +706,20 @@ class TestTranscript:
     @pytest.mark.parametrize("agent", ["assistant", "Priya"])
     def test_words_before_a_colon_stay_in_their_turn(self, agent: str, line: str) -> None:
         turns = read_transcript(f"{agent}: Hi\n{line}\nuser: Yes\n{agent}: Bye")
-        assert turns == (Turn("agent", f"Hi\n{line}"), Turn("lead", "Yes"), Turn("agent", "Bye"))
+        assert turns == (Utterance("agent", f"Hi\n{line}"), Utterance("lead", "Yes"), Utterance("agent", "Bye"))
 
     @pytest.mark.parametrize("line", ["At 10:30 I think", "Note: before noon", "समय: सुबह"])
     def test_a_time_or_a_note_is_no_agent_even_where_no_agent_is_named(self, line: str) -> None:
         turns = read_transcript(f"user: Tomorrow\n{line}\nuser: Fine")
-        assert turns == (Turn("lead", f"Tomorrow\n{line}"), Turn("lead", "Fine"))
+        assert turns == (Utterance("lead", f"Tomorrow\n{line}"), Utterance("lead", "Fine"))
 
     def test_words_that_repeat_but_do_not_take_turns_are_no_speaker(self) -> None:
         turns = read_transcript("Priya: Hi\nOffer: gold\nuser: Yes\nOffer: silver\nPriya: Bye")
-        assert turns == (Turn("agent", "Hi\nOffer: gold"), Turn("lead", "Yes\nOffer: silver"), Turn("agent", "Bye"))
+        assert turns == (
+            Utterance("agent", "Hi\nOffer: gold"),
+            Utterance("lead", "Yes\nOffer: silver"),
+            Utterance("agent", "Bye"),
+        )
 
     def test_a_huge_transcript_takes_time_by_its_length_only(self) -> None:
         def label(number: int) -> str:
@@ -729,7 +733,7 @@ class TestTranscript:
 
     def test_a_heading_does_not_make_a_lead_speak(self) -> None:
         call = make_call(status="completed", transcript="Campaign: Diwali\nassistant: Hi\nassistant: Are you there?")
-        assert call.turns[0] == Turn("unknown", "Campaign: Diwali")
+        assert call.turns[0] == Utterance("unknown", "Campaign: Diwali")
         assert (call.lead_word_count, call.outcome) == (0, CallOutcome.UNKNOWN)
 
     def test_hindi_words_are_counted_by_white_space(self) -> None:

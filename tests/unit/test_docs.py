@@ -16,9 +16,9 @@ from pipeline.domain import campaign as campaign_rules
 from pipeline.domain.campaign import CampaignState, Hold, HoldKind
 from pipeline.domain.lead import NAMESPACE, TRANSITIONS, LeadState, Outcome, Retry, lead_id, settle
 from pipeline.futwork import judge
-from pipeline.measures import MEASURES, as_markdown
+from pipeline.observability.metrics import METRICS, as_markdown
 from pipeline.settings import Settings
-from pipeline.tasks import build_app
+from pipeline.worker.app import build_app
 from tests.conftest import NOW, make_answer, make_claim
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,7 @@ def test_every_file_that_a_document_names_exists(path: Path):
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_every_metric_that_a_document_names_exists(path: Path):
-    known = {name for one in MEASURES for name in one.series}
+    known = {name for one in METRICS for name in one.series}
 
     assert set(re.findall(r"\b(pipeline_[a-z_]+)\b", path.read_text())) - known == set()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.logs import configure_logs, logger
+from pipeline.observability.logs import configure_logs, logger
 from pipeline.settings import Settings
 
 ID = "c0e85864-37bc-5fdf-b8e6-9048c71b6b34"

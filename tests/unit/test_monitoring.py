@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.measures import MEASURES
+from pipeline.observability.metrics import METRICS
 from tests.conftest import missing
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
-NAMES = {name for measure in MEASURES for name in measure.series}
+NAMES = {name for measure in METRICS for name in measure.series}
 RULES = [
     rule
     for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
@@ -104,7 +104,7 @@ def test_the_rules_ask_for_metrics_that_exist() -> None:
 
 def test_what_every_web_host_tells_alike_is_taken_once() -> None:
     """Two web hosts would otherwise double it, or raise each alert twice."""
-    own = {name for one in MEASURES if one.source in ("web", "spool", "process") for name in one.series}
+    own = {name for one in METRICS if one.source in ("web", "spool", "process") for name in one.series}
     for rule in RULES:
         for name in named_in(rule["expr"]) - own:
             before = rule["expr"].split(name)[0]
@@ -124,7 +124,7 @@ def test_the_dashboards_ask_for_metrics_that_exist() -> None:
 def test_every_metric_is_on_the_dashboard_or_has_an_alert() -> None:
     seen = set().union(*map(named_in, queries()), *(named_in(rule["expr"]) for rule in RULES))
 
-    assert [one.exposed for one in MEASURES if not seen & set(one.series)] == []
+    assert [one.exposed for one in METRICS if not seen & set(one.series)] == []
 
 
 def test_prometheus_takes_every_query_of_the_dashboards(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from billiard.exceptions import WorkerLostError
 from celery import signals
 from kombu.exceptions import OperationalError
 
-from pipeline import tasks
 from pipeline.ledger import LedgerUnavailable, SchemaMismatch, ledger_is_at_fault
 from pipeline.settings import Settings, SettingsError
+from pipeline.worker import app as tasks
 from tests.conftest import CAMPAIGN
 
 
@@ -68,7 +68,7 @@ def test_a_stage_learns_that_a_process_died_over_its_message(
     try:
         tasks._guarded(lambda _parts, message, *, again: told.append((message, again)))(task, {})
     finally:
-        tasks.close_parts()
+        tasks.close_services()
     assert told == [({}, again)]
 
 

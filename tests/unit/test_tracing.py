@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import tracing
+from pipeline.observability import tracing
 
 A = "00-" + "a" * 32 + "-" + "1" * 16 + "-01"
 B = "00-" + "b" * 32 + "-" + "2" * 16 + "-01"

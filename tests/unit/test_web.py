@@ -68,13 +68,13 @@ def make_client(
     def make(**overrides: Any) -> FlaskClient:
         values = {"broker_url": AWAY, "webhook_token": TOKEN, "database_url": NO_DATABASE} | overrides
         settings = make_settings(**values)
-        mine = wiring.parts(settings)
+        mine = wiring.services(settings)
         mine.__dict__["broker"] = broker
         return create_app(settings).test_client()
 
-    wiring.close_parts()
+    wiring.close_services()
     yield make
-    wiring.close_parts()
+    wiring.close_services()
 
 
 def spooled(tmp_path: Path) -> list[bytes]:

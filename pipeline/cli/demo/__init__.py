@@ -23,14 +23,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.demo.people import write_leads
+from pipeline.cli.demo.fake_leads import write_leads
 from pipeline.cli.demo.screen import Screen
 from pipeline.cli.rows import open_rows
+from pipeline.devstack.embedded_valkey import embedded_broker, free_port
+from pipeline.devstack.supervisor import LOOPBACK, ProcessFailed, Supervisor, answers
 from pipeline.domain.lead import InvalidLead, Lead, LeadState, lead_id
-from pipeline.embedded import embedded_broker, free_port
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.settings import Settings
-from pipeline.stack import LOOPBACK, PartFailed, Stack, answers
 
 CAMPAIGN = "68ecc86fd9fbecbe9431a18e"  # the campaign of the vendor's own example
 BUNDLED = Path(__file__).parent / "leads.csv"
@@ -139,7 +139,7 @@ def run_demo(options: DemoOptions, screen: Screen) -> DemoReport:
 
 
 @contextmanager
-def _running(options: DemoOptions) -> Iterator[tuple[Stack, Ledger, str]]:
+def _running(options: DemoOptions) -> Iterator[tuple[Supervisor, Ledger, str]]:
     """The whole stack, ready to take leads: the stack, the ledger, and the sandbox's root URL."""
     folder = options.folder
     token, web_port, sandbox_port = secrets.token_urlsafe(16), free_port(), free_port()
@@ -147,7 +147,7 @@ def _running(options: DemoOptions) -> Iterator[tuple[Stack, Ledger, str]]:
         environment = demo_environment(folder, broker_url, f"http://127.0.0.1:{sandbox_port}/api", token, options.rate)
         ledger = Ledger(environment["DATABASE_URL"])
         ledger.migrate()
-        with Stack(folder / "logs", environment, cwd=folder) as stack:
+        with Supervisor(folder / "logs", environment, cwd=folder) as stack:
             try:
                 webhook = f"http://127.0.0.1:{web_port}/webhooks/futwork"
                 arguments = ["--port", str(sandbox_port), "--seed", str(options.seed), "--api-key", _KEY]
@@ -190,7 +190,7 @@ def demo_environment(folder: Path, broker_url: str, base_url: str, token: str, r
     return dict.fromkeys((name.upper() for name in Settings.model_fields), "") | {"GUNICORN_CMD_ARGS": ""} | ours
 
 
-def _enqueue(stack: Stack, source: Path, folder: Path) -> dict[str, Any]:
+def _enqueue(stack: Supervisor, source: Path, folder: Path) -> dict[str, Any]:
     """Hand the file in as anyone would, with the command."""
     arguments = ["enqueue", str(source), "--campaign", CAMPAIGN, "--json", "--refused", str(folder / "refused.csv")]
     done = subprocess.run(
@@ -202,12 +202,12 @@ def _enqueue(stack: Stack, source: Path, folder: Path) -> dict[str, Any]:
         check=False,
     )
     if done.returncode not in (0, 1):
-        raise PartFailed(f"pipeline enqueue failed: {done.stderr.strip()}")
+        raise ProcessFailed(f"pipeline enqueue failed: {done.stderr.strip()}")
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
 
 
-def _watch(stack: Stack, ledger: Ledger, sandbox: str, screen: Screen, promised: int) -> None:
+def _watch(stack: Supervisor, ledger: Ledger, sandbox: str, screen: Screen, promised: int) -> None:
     """Show how it goes until all is quiet: nothing under way here, no webhook left to come, no event unmerged.
 
     Gives up when nothing has moved for long; the report then says what is missing.
@@ -296,5 +296,5 @@ def _get(url: str) -> bytes:
                 return body
         except OSError as error:
             if time.monotonic() > deadline:
-                raise PartFailed(f"the sandbox does not answer: {error}") from None
+                raise ProcessFailed(f"the sandbox does not answer: {error}") from None
         time.sleep(0.05)

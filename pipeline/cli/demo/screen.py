@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.look import STATE_COLOURS, one_line, show_story
+from pipeline.cli.queries import STATE_COLOURS, one_line, show_story
 from pipeline.cli.session import console
 from pipeline.settings import Rate
 

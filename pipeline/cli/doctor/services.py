@@ -11,9 +11,10 @@ import redis
 from pipeline.broker import QUEUES, Broker, BrokerUnavailable, celery_app
 from pipeline.cli.doctor.finding import Finding, Verdict, one_line
 from pipeline.cli.session import sqlite_file
+from pipeline.coordination.connection import RedisUnavailable
+from pipeline.coordination.heartbeats import Heartbeat, Heartbeats
 from pipeline.domain.campaign import CampaignState, HoldKind
 from pipeline.ledger import Ledger, SchemaMismatch, ledger_is_at_fault
-from pipeline.pulse import Pulse, PulseUnavailable, Sign
 from pipeline.settings import Settings, SettingsError
 
 _WARN_SECONDS, _FAIL_SECONDS = 1.0, 5.0  # between two clocks; claims and leases allow for some seconds
@@ -198,9 +199,9 @@ def signs_of_life(settings: Settings) -> Iterator[Finding]:
     """Whether somebody works on each queue, a beat beats, the sweeps come to their end, and a web process serves."""
     try:
         with redis.Redis.from_url(settings.limiter_url, socket_timeout=_REDIS_WAIT_SECONDS) as client:
-            pulse = Pulse(client)
+            pulse = Heartbeats(client)
             alive, swept = pulse.alive(), pulse.last_run("sweep")
-    except (PulseUnavailable, redis.RedisError, SettingsError):
+    except (RedisUnavailable, redis.RedisError, SettingsError):
         yield Finding("workers", "fail", "who lives is not known, because the limit's Redis does not tell")
         return
     yield from _workers([sign for sign in alive if sign.kind == "worker"])
@@ -222,7 +223,7 @@ def signs_of_life(settings: Settings) -> Iterator[Finding]:
         yield Finding("web", "warn", text)
 
 
-def _workers(workers: list[Sign]) -> Iterator[Finding]:
+def _workers(workers: list[Heartbeat]) -> Iterator[Finding]:
     served = {queue for sign in workers for queue in sign.queues}
     for queue in QUEUES:
         if queue not in served:

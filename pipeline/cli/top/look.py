@@ -6,15 +6,13 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import redis
-
 from pipeline.broker import BrokerUnavailable
 from pipeline.cli.session import sqlite_file
+from pipeline.coordination.connection import RedisUnavailable
+from pipeline.coordination.heartbeats import ALIVE_SECONDS, KINDS
 from pipeline.ledger import LedgerUnavailable, SchemaMismatch, ledger_is_at_fault
-from pipeline.limiter import LimiterUnavailable
-from pipeline.pulse import ALIVE_SECONDS, KINDS, PulseUnavailable
 from pipeline.settings import Settings, SettingsError
-from pipeline.wiring import Parts
+from pipeline.wiring import Services
 
 _WITHIN = timedelta(seconds=5)  # a look that takes longer is given up
 _REMEMBERED = timedelta(minutes=10)  # so long a part that fell silent is shown as gone
@@ -25,7 +23,7 @@ class Looker:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._parts = Parts(settings)
+        self._parts = Services(settings)
 
     def look(self) -> dict[str, Any]:
         """How it all stands, as plain values; what could not be asked says why in `away`."""
@@ -65,8 +63,8 @@ class Looker:
     def _parts_alive(self, away: dict[str, str]) -> dict[str, Any]:
         """Of each kind how many live, and who fell silent lately; of the queues those that nobody works on."""
         try:
-            signs = self._parts.pulse.alive(within=_REMEMBERED)
-        except (PulseUnavailable, redis.RedisError, SettingsError) as error:
+            signs = self._parts.heartbeats.alive(within=_REMEMBERED)
+        except (RedisUnavailable, SettingsError) as error:
             away["limit"] = _first_line(error)
             return {}
         alive = [sign for sign in signs if sign.seconds_ago <= ALIVE_SECONDS]
@@ -91,7 +89,7 @@ class Looker:
             if "limit" not in away:
                 try:
                     stopped = self._parts.limiter.stopped_for(account).total_seconds()
-                except LimiterUnavailable as error:
+                except RedisUnavailable as error:
                     away["limit"] = _first_line(error)
             found[account] = {"per_second": self._settings.account_rate.per_second, "stopped_seconds": stopped}
         return found

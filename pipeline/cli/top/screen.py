@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.look import STATE_COLOURS, one_line
+from pipeline.cli.queries import STATE_COLOURS, one_line
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _OUTCOMES = {"connected": "green", "failed": "red", "accepted": "green", "uncertain": "yellow", "rejected": "red"}

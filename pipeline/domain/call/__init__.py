@@ -13,7 +13,7 @@ from pipeline.domain.call.event import Event, UnreadableEvent, read_event, refer
 from pipeline.domain.call.merge import merge
 from pipeline.domain.call.outcome import decide_outcome
 from pipeline.domain.call.status import CALL_STATUSES, CallOutcome, CallStatus, normalise_status, standing
-from pipeline.domain.call.transcript import Turn, read_transcript
+from pipeline.domain.call.transcript import Utterance, read_transcript
 
 __all__ = [
     "CALL_STATUSES",
@@ -21,8 +21,8 @@ __all__ = [
     "CallOutcome",
     "CallStatus",
     "Event",
-    "Turn",
     "UnreadableEvent",
+    "Utterance",
     "decide_outcome",
     "describe",
     "merge",

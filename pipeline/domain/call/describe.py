@@ -14,7 +14,7 @@ from pipeline.domain.call.disposition import normalise_disposition
 from pipeline.domain.call.event import UnreadableEvent, direction_in, id_in, recipient_data, recipient_phone, storable
 from pipeline.domain.call.outcome import decide_outcome
 from pipeline.domain.call.status import CallOutcome, normalise_status, standing
-from pipeline.domain.call.transcript import AGENT, LEAD, Turn, read_transcript, transcript_text
+from pipeline.domain.call.transcript import AGENT, LEAD, Utterance, read_transcript, transcript_text
 from pipeline.domain.call.values import first_text, is_blank, object_of, phone_of, slug, text_of
 
 
@@ -44,7 +44,7 @@ class Call:
     hangup_by: str | None
     hangup_reason: str | None
     transcript: str | None
-    turns: tuple[Turn, ...]
+    turns: tuple[Utterance, ...]
     word_count: int
     """Words in all turns, parted by white space, without labels."""
     lead_word_count: int
@@ -165,7 +165,7 @@ def _callback(named: Mapping[str, Any]) -> str | None:
     return " ".join(filter(None, parts)) or text_of(named.get("callback"))
 
 
-def _words(turns: tuple[Turn, ...]) -> tuple[int, int, float | None]:
+def _words(turns: tuple[Utterance, ...]) -> tuple[int, int, float | None]:
     counts = [(turn.speaker, len(turn.text.split())) for turn in turns]
     total = sum(count for _, count in counts)
     lead = sum(count for speaker, count in counts if speaker == LEAD)

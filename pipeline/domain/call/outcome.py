@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from pipeline.domain.call.disposition import NOT_REACHED, REACHED
 from pipeline.domain.call.status import CALL_STATUSES, CallOutcome, standing
-from pipeline.domain.call.transcript import AGENT, LEAD, Turn
+from pipeline.domain.call.transcript import AGENT, LEAD, Utterance
 
 # Each class excludes its opening sign too, which keeps the search linear in what a stranger may send.
 _STAGE_DIRECTION = re.compile(r"\[[^\[\]]*\]|\([^()]*\)|<[^<>]*>")
@@ -13,7 +13,7 @@ _WORD = re.compile(r"[^\W_]")
 
 
 def decide_outcome(
-    status: str, *, disposition: str | None, duration_seconds: float | None, turns: Iterable[Turn]
+    status: str, *, disposition: str | None, duration_seconds: float | None, turns: Iterable[Utterance]
 ) -> CallOutcome:
     """Return what the facts about a call prove together; the first line that applies decides.
 

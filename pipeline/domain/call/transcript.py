@@ -18,7 +18,7 @@ UNKNOWN_SPEAKER = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Utterance:
     """What was said under one label."""
 
     speaker: str
@@ -27,7 +27,7 @@ class Turn:
     """Without the label; the lines of a turn stay lines."""
 
 
-def read_transcript(text: str) -> tuple[Turn, ...]:
+def read_transcript(text: str) -> tuple[Utterance, ...]:
     """Split a transcript into turns; nothing but labels and white space is lost.
 
     A label is known (`assistant`, `user`, `ग्राहक`, …) or is a name that takes turns with the other side: in a call of
@@ -45,7 +45,7 @@ def read_transcript(text: str) -> tuple[Turn, ...]:
             turns[-1][1].append(line)
         else:
             turns.append((UNKNOWN_SPEAKER, [line]))
-    return tuple(Turn(speaker, said) for speaker, parts in turns if (said := "\n".join(filter(None, parts))))
+    return tuple(Utterance(speaker, said) for speaker, parts in turns if (said := "\n".join(filter(None, parts))))
 
 
 def transcript_text(value: Any) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pipeline.domain.lead import LeadState
-from pipeline.ledger import tallies
+from pipeline.ledger import rollups
 from pipeline.ledger.reports.overview import MINUTES, RECENT, no_uncertain, uncertain_by_campaign
 from pipeline.ledger.reports.rows import age, campaign_row, every_state, state_is
 from pipeline.ledger.tables import calls, campaigns, leads
@@ -27,10 +27,10 @@ def campaign_report(connection: sa.Connection, campaign_id: str, *, now: datetim
     row = connection.execute(sa.select(campaigns).where(campaigns.c.id == campaign_id)).one_or_none()
     if row is None:
         return None
-    counts = {name: n for (_, name), n in tallies.read(connection, campaign=campaign_id).items()}
+    counts = {name: n for (_, name), n in rollups.read(connection, campaign=campaign_id).items()}
     since = now - timedelta(minutes=MINUTES - 1)
-    posts = tallies.by_minute(connection, "post.", since=since, until=now, campaign=campaign_id)
-    ended = tallies.by_minute(connection, "ended.", since=since, until=now, campaign=campaign_id)
+    posts = rollups.by_minute(connection, "post.", since=since, until=now, campaign=campaign_id)
+    ended = rollups.by_minute(connection, "ended.", since=since, until=now, campaign=campaign_id)
     states = every_state({state: counts.get(f"lead.{state}", 0) for state in LeadState})
     outcomes = {name.removeprefix("call."): n for name, n in sorted(counts.items()) if name.startswith("call.")}
     outcomes.pop("orphan", None)
@@ -38,7 +38,7 @@ def campaign_report(connection: sa.Connection, campaign_id: str, *, now: datetim
         ((name.removeprefix("disposition."), n) for name, n in counts.items() if name.startswith("disposition.")),
         key=lambda one: (-one[1], one[0]),
     )
-    first, this = tallies.minute_of(since), tallies.minute_of(now)
+    first, this = rollups.minute_of(since), rollups.minute_of(now)
     recent = sum(posts.get(minute, {}).get("accepted", 0) for minute in range(this - RECENT, this))
     waiting = states["queued"] + states["sending"]
     oldest = sa.select(sa.func.min(leads.c.due_at)).where(
@@ -51,7 +51,7 @@ def campaign_report(connection: sa.Connection, campaign_id: str, *, now: datetim
         "dispositions": dict(said[:_DISPOSITIONS]),
         "rest": sum(n for _, n in said[_DISPOSITIONS:]),
         "minutes": [
-            {"at": tallies.moment_of(minute), "posts": posts.get(minute, {}), "calls": ended.get(minute, {})}
+            {"at": rollups.moment_of(minute), "posts": posts.get(minute, {}), "calls": ended.get(minute, {})}
             for minute in range(first, first + MINUTES)
         ],
         "uncertain": uncertain_by_campaign(connection, now).get(campaign_id, no_uncertain()),

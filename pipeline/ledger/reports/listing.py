@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pipeline.domain.lead import LeadState, lead_id
-from pipeline.ledger import tallies
+from pipeline.ledger import rollups
 from pipeline.ledger.database import UtcDateTime
 from pipeline.ledger.filters import LeadFilter
 from pipeline.ledger.reports.rows import lead_row
@@ -75,7 +75,7 @@ def _pairs(connection: sa.Connection, which: LeadFilter) -> list[tuple[str, str]
     states = {state.value for state in which.states or LeadState}
     return [
         (campaign, name.removeprefix("lead."))
-        for campaign, name in sorted(tallies.read(connection, campaign=which.campaign))
+        for campaign, name in sorted(rollups.read(connection, campaign=which.campaign))
         if name.startswith("lead.") and name.removeprefix("lead.") in states
     ]
 

@@ -32,7 +32,7 @@ import orjson
 import sqlalchemy as sa
 
 from pipeline.domain.lead import LeadState
-from pipeline.ledger import tallies
+from pipeline.ledger import rollups
 from pipeline.ledger.reports.rows import age, campaign_row, every_state, state_is
 from pipeline.ledger.tables import campaigns, leads, quarantine, recounts
 from pipeline.ledger.tables import tallies as table
@@ -44,10 +44,10 @@ _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 
 def overview(connection: sa.Connection, *, now: datetime) -> dict[str, Any]:
     """Read it at one moment."""
-    counts = tallies.read(connection)
+    counts = rollups.read(connection)
     since = now - timedelta(minutes=MINUTES - 1)
-    posts = tallies.by_minute(connection, "post.", since=since, until=now)
-    ended = tallies.by_minute(connection, "ended.", since=since, until=now)
+    posts = rollups.by_minute(connection, "post.", since=since, until=now)
+    ended = rollups.by_minute(connection, "ended.", since=since, until=now)
     recent = _recent_by_campaign(connection, now)
     unsure = uncertain_by_campaign(connection, now)
     waiting = _oldest_due(connection, now)
@@ -67,7 +67,7 @@ def overview(connection: sa.Connection, *, now: datetime) -> dict[str, Any]:
     orphans = calls.pop("orphan", 0)
     states = every_state(_named(counts, "lead."))
     accepted = sum(n for (_, name), n in counts.items() if name == "accepted")
-    first = tallies.minute_of(since)
+    first = rollups.minute_of(since)
     return {
         "now": now,
         "accepted": accepted,
@@ -76,7 +76,7 @@ def overview(connection: sa.Connection, *, now: datetime) -> dict[str, Any]:
         "campaigns": listed,
         "calls": {"total": sum(calls.values()), "open": calls.pop("open", 0), **calls},
         "minutes": [
-            {"at": tallies.moment_of(minute), "posts": posts.get(minute, {}), "calls": ended.get(minute, {})}
+            {"at": rollups.moment_of(minute), "posts": posts.get(minute, {}), "calls": ended.get(minute, {})}
             for minute in range(first, first + MINUTES)
         ],
         "uncertain": _in_all(unsure),
@@ -143,7 +143,7 @@ def _oldest_due(connection: sa.Connection, now: datetime) -> dict[str, Any]:
 
 
 def _recent_by_campaign(connection: sa.Connection, now: datetime) -> dict[str, dict[str, int]]:
-    this = tallies.minute_of(now)
+    this = rollups.minute_of(now)
     query = (
         sa.select(table.c.campaign_id, table.c.name, sa.func.sum(table.c.n).label("n"))
         .where(table.c.minute >= this - RECENT, table.c.minute < this, table.c.name.like("post.%"))

@@ -4,20 +4,20 @@ They are off unless `OPS_USERS` is set. Every page is made on the server and wor
 fetches the page again and puts its changing part in place. Pages share the process with the webhook, so few are made
 at a time, on connections of their own whose statements are bounded.
 
-- `frame`: what every page goes through
+- `layout`: what every page goes through
 - `access`: passwords, sessions, tries, turns
-- `door`, `look`, `act`: the pages to sign in at, to look at, and what changes something
+- `sign_in`, `queries`, `actions`: the pages to sign in at, to look at, and what changes something
 - `needs`, `health`: what wants a person
-- `shown`, `charts`: how it looks, and what a viewer may see of it
+- `masking`, `charts`: how it looks, and what a viewer may see of it
 """
 
 from flask import Flask
 
 from pipeline.settings import Settings
-from pipeline.web.ops import act, door, look
-from pipeline.web.ops.frame import Ops, blueprint
+from pipeline.web.ops import actions, queries, sign_in
+from pipeline.web.ops.layout import Ops, blueprint
 
-__all__ = ["act", "attach", "door", "look"]
+__all__ = ["actions", "attach", "queries", "sign_in"]
 
 
 def attach(app: Flask, settings: Settings) -> None:

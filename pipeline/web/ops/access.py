@@ -19,7 +19,7 @@ import redis
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 from pipeline.settings import OpsUser, Settings
 
 log = logger(__name__)

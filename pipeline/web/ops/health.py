@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import redis
-
 from pipeline.broker import QUEUES, BrokerUnavailable
-from pipeline.pulse import PulseUnavailable
+from pipeline.coordination.connection import RedisUnavailable
 from pipeline.settings import SettingsError
-from pipeline.web.ops.shown import count
-from pipeline.wiring import Parts
+from pipeline.web.ops.masking import count
+from pipeline.wiring import Services
 
 
-def health(mine: Parts) -> dict[str, Any]:
+def health(mine: Services) -> dict[str, Any]:
     """The parts, each with `name`, `state` (up, warn, down), `text`, and `title` and `advice` for when it is not up.
 
     The ledger is up where this is asked: the page has read it.
@@ -29,7 +27,7 @@ def _part(name: str, state: str, text: str, *, title: str = "", advice: str = ""
     return {"name": name, "state": state, "text": text, "title": title, "advice": advice}
 
 
-def _broker(mine: Parts) -> dict[str, Any]:
+def _broker(mine: Services) -> dict[str, Any]:
     began = time.monotonic()
     try:
         depths = mine.broker.depths()
@@ -41,10 +39,10 @@ def _broker(mine: Parts) -> dict[str, Any]:
     return _part("Broker", "up", f"{count(waiting, 'message')} waiting" if waiting else f"answers in {took:.0f} ms")
 
 
-def _living(mine: Parts) -> list[dict[str, Any]]:
+def _living(mine: Services) -> list[dict[str, Any]]:
     try:
-        signs = mine.pulse.alive()
-    except (PulseUnavailable, redis.RedisError, SettingsError):
+        signs = mine.heartbeats.alive()
+    except (RedisUnavailable, SettingsError):
         text = "not known: Redis does not answer"
         advice = "Nothing is sent without the Redis of the shared limit. See REDIS_URL."
         return [
@@ -71,7 +69,7 @@ def _living(mine: Parts) -> list[dict[str, Any]]:
     return [workers_part, beat]
 
 
-def _spool(mine: Parts) -> dict[str, Any]:
+def _spool(mine: Services) -> dict[str, Any]:
     files, size = mine.spool.size()
     if not files:
         return _part("Spool", "up", "empty")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.domain.campaign import ADVICE, HoldKind
-from pipeline.web.ops.shown import count, span
+from pipeline.web.ops.masking import count, span
 
 Weight = Literal["stopped", "look", "know"]
 

@@ -61,7 +61,7 @@ def configure_logs(settings: Settings) -> None:
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_BEFORE,
             processors=[
-                structlog.processors.format_exc_info,  # not before: `pipeline.faults` wants the exception itself
+                structlog.processors.format_exc_info,  # not before: error reporting wants the exception
                 _mask(settings),
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 *render,

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 import orjson
 import redis
 
-from pipeline.logs import logger
-from pipeline.measures import MEASURES, Measure
+from pipeline.coordination.connection import RedisUnavailable, reaching, run
+from pipeline.observability.logs import logger
+from pipeline.observability.metrics import METRICS, Metric
 
 log = logger(__name__)
 
+_WHAT = "the counters"
 FLUSH_SECONDS = 1.0
 _FORGET_SECONDS = 90 * 24 * 3600  # after the last worker counted anything
 _INF = "+Inf"
@@ -36,10 +38,6 @@ redis.call('EXPIRE', KEYS[1], ARGV[1])
 """
 
 
-class MeterUnavailable(Exception):
-    """The Redis that the counts are added up in cannot be reached."""
-
-
 @dataclass(slots=True)
 class Reading:
     """One metric with one set of labels, as all workers together have counted it."""
@@ -50,7 +48,7 @@ class Reading:
     """How many observations fell into each bucket, by its upper bound, not added up."""
 
 
-class Meter:
+class Counters:
     """Counts in memory, and adds it up in Redis if it was given a client.
 
     Counting is quick, safe for threads, and never raises.
@@ -64,25 +62,25 @@ class Meter:
         self._fresh: dict[Field, float] = {}
         self._flusher: threading.Thread | None = None
 
-    def count(self, measure: Measure, *labels: str, by: float = 1) -> None:
+    def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
         """Add to a counter."""
         if by:
-            self._grow({(measure.name, labels, ""): by})
+            self._grow({(metric.name, labels, ""): by})
 
-    def observe(self, measure: Measure, value: float, *labels: str) -> None:
+    def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Add an observation to a histogram."""
-        self.observe_all(measure, (value,), *labels)
+        self.observe_all(metric, (value,), *labels)
 
-    def observe_all(self, measure: Measure, values: Iterable[float], *labels: str) -> None:
+    def observe_all(self, metric: Metric, values: Iterable[float], *labels: str) -> None:
         """Add observations with the same labels to a histogram, at the price of one."""
         by: dict[Field, float] = {}
         total = 0.0
         for value in values:
-            at = bisect.bisect_left(measure.buckets, value)
-            field_ = (measure.name, labels, f"{measure.buckets[at]:g}" if at < len(measure.buckets) else _INF)
+            at = bisect.bisect_left(metric.buckets, value)
+            field_ = (metric.name, labels, f"{metric.buckets[at]:g}" if at < len(metric.buckets) else _INF)
             by[field_] = by.get(field_, 0) + 1
             total += value
-        self._grow(by | {(measure.name, labels, _SUM): total})
+        self._grow(by | {(metric.name, labels, _SUM): total})
 
     def flush(self) -> bool:
         """Add to Redis what was counted since the last time, and say whether that worked; otherwise it waits."""
@@ -96,26 +94,24 @@ class Meter:
         for (name, labels, part), by in fresh.items():
             args += [orjson.dumps([name, labels, part]).decode(), by]
         try:
-            self._add(keys=[self._key], args=args)
-        except redis.RedisError as error:
+            run(self._add, _WHAT, [self._key], args)
+        except RedisUnavailable as error:
             self._grow(fresh)
-            log.debug("counts wait for redis", error=type(error).__name__)
+            log.debug("counts wait for redis", error=str(error))
             return False
         return True
 
     def read(self) -> dict[str, dict[tuple[str, ...], Reading]]:
         """What all workers have counted, by metric and labels; what is known to be countable begins at nought.
 
-        Raises `MeterUnavailable`. Fields that this release does not know are left out.
+        Raises `RedisUnavailable`. Fields that this release does not know are left out.
         """
         if self._client is None:
             stored: Mapping[bytes | str, bytes | str] = {}
         else:
-            try:
+            with reaching(_WHAT):
                 stored = self._client.hgetall(self._key)
-            except redis.RedisError as error:
-                raise MeterUnavailable(f"the Redis of the counts cannot be reached: {error}") from error
-        found = {one.name: {labels: Reading() for labels in one.known_labels()} for one in MEASURES}
+        found = {one.name: {labels: Reading() for labels in one.known_labels()} for one in METRICS}
         for (name, labels, part), value in _fields(stored):
             reading = found[name].setdefault(labels, Reading())
             if part in ("", _SUM):
@@ -129,7 +125,7 @@ class Meter:
             for key, more in by.items():
                 self._fresh[key] = self._fresh.get(key, 0) + more
             if self._flusher is None and self._client is not None:
-                self._flusher = threading.Thread(target=self._flush_for_ever, name="meter", daemon=True)
+                self._flusher = threading.Thread(target=self._flush_for_ever, name="counters", daemon=True)
                 self._flusher.start()
 
     def _flush_for_ever(self) -> None:
@@ -140,13 +136,13 @@ class Meter:
 
 
 def _fields(stored: Mapping[bytes | str, bytes | str]) -> Iterator[tuple[Field, float]]:
-    known = {one.name: one for one in MEASURES if one.source == "workers"}
+    known = {one.name: one for one in METRICS if one.source == "workers"}
     for raw, value in stored.items():
         try:
             name, labels, part = orjson.loads(raw)
-            measure, number = known[name], float(value)
+            metric, number = known[name], float(value)
         except (ValueError, TypeError, KeyError):
             continue  # of another release
-        parts = {"", _SUM, _INF, *(f"{bound:g}" for bound in measure.buckets)}
-        if part in parts and isinstance(labels, list) and len(labels) == len(measure.labels):
+        parts = {"", _SUM, _INF, *(f"{bound:g}" for bound in metric.buckets)}
+        if part in parts and isinstance(labels, list) and len(labels) == len(metric.labels):
             yield (name, tuple(map(str, labels)), part), number

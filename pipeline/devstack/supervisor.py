@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 """Where `worker.py` and `web.py` are; the processes start here."""
 
 LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -35,7 +35,7 @@ _END_SECONDS = 20.0  # longer than a slice with its slowest POST in development 
 _PR_SET_PDEATHSIG = 1
 
 
-class PartFailed(Exception):
+class ProcessFailed(Exception):
     """A part of the stack ended by itself or did not start; the message names its log."""
 
 
@@ -50,10 +50,10 @@ class Part:
     """Whether the others speak to it to their end."""
 
 
-class Stack:
-    """Starts parts, watches them, ends them; use it as a context manager.
+class Supervisor:
+    """Starts processes, watches them, ends them; use it as a context manager.
 
-    Parts start in *cwd*, where they read a `.env` file, and find `worker.py` and `web.py` wherever that is. What they
+    They start in *cwd*, where they read a `.env` file, and find `worker.py` and `web.py` wherever that is. What they
     log goes to files in *folder*, and to *echo*, without the lines that hold one of the words of *hush*.
     """
 
@@ -133,17 +133,17 @@ class Stack:
         while not ready():
             self.check()
             if time.monotonic() > deadline:
-                raise PartFailed(f"{what} was not ready in {seconds:g} s; the logs are in {self._folder}")
+                raise ProcessFailed(f"{what} was not ready in {seconds:g} s; the logs are in {self._folder}")
             time.sleep(0.05)
 
     def check(self) -> None:
-        """Raise `PartFailed` if a part has ended by itself."""
+        """Raise `ProcessFailed` if a part has ended by itself."""
         for part in self.parts:
             code = part.process.poll()
             if code is not None:
                 said = part.log.read_text("utf-8", "replace").strip().splitlines()[-1:] or ["(its log is empty)"]
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-                raise PartFailed(f"{part.name} {how}: {said[0][:300]} (see {part.log})")
+                raise ProcessFailed(f"{part.name} {how}: {said[0][:300]} (see {part.log})")
 
     def end(self) -> None:
         """End every part, first the pipeline's, then what they speak to; kill what does not end in time."""

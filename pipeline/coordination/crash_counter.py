@@ -1,4 +1,4 @@
-"""How many processes died over a piece of work, counted in Redis over all workers, and whose turn it is to count."""
+"""How many processes died over a piece of work, counted in Redis over all workers, and a mutex for who counts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import redis
 
 _MEMORY_SECONDS = 24 * 3600
-TURN_SECONDS = 30  # that a turn lasts whose holder's host is gone with it
+MUTEX_SECONDS = 30  # that a mutex lasts if its holder's whole host is gone
 
-# KEYS: a turn. ARGV: its holder; the next one, or nothing to give it up; the seconds that it lasts
+# KEYS: a mutex. ARGV: its holder; the next one, or nothing to give it up; the seconds that it lasts
 _HAND_OVER = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
     return 0
@@ -27,7 +27,7 @@ return 1
 """
 
 
-class Deaths:
+class CrashCounter:
     """Notes when work begins and forgets it when it ends in an orderly way: what stays noted ended with its process.
 
     Without a Redis, or while it is away, every count is zero: uncounted is better than not done.
@@ -54,11 +54,11 @@ class Deaths:
                 self._client.delete(key)
 
     @contextlib.contextmanager
-    def turn(self, work: str) -> Iterator[bool]:
-        """Whether it is this process's turn to do *work*, which one does at a time; the turn ends with the block.
+    def mutex(self, work: str) -> Iterator[bool]:
+        """Whether this process holds the mutex of *work*, which one process does at a time, until the block ends.
 
-        So what it notes as begun cannot be another's that lives. The turn of a process that died is free at once on its
-        own host, and elsewhere after `TURN_SECONDS`.
+        So what it notes as begun cannot be a living process's. The mutex of a process that died is free at once on its
+        own host, and elsewhere after `MUTEX_SECONDS`.
         """
         if self._client is None:
             yield True
@@ -75,22 +75,22 @@ class Deaths:
 
     def _take_turn(self, key: str, holder: str) -> bool:
         assert self._client is not None
-        if self._client.set(key, holder, nx=True, ex=TURN_SECONDS):
+        if self._client.set(key, holder, nx=True, ex=MUTEX_SECONDS):
             return True
         found = self._client.get(key)
         other = found.decode() if isinstance(found, bytes) else found
         if not isinstance(other, str) or not _is_dead(other):
             return False
-        # Of several that find it dead one gets the turn: for the others the holder is no longer who they saw.
-        return bool(self._client.eval(_HAND_OVER, 1, key, other, holder, TURN_SECONDS))
+        # Of several that find it dead one gets the mutex: for the others the holder has changed meanwhile.
+        return bool(self._client.eval(_HAND_OVER, 1, key, other, holder, MUTEX_SECONDS))
 
-    def spare(self, work: str) -> None:
+    def mark_requeued(self, work: str) -> None:
         """Note that *work* will be given out again although nobody died over it."""
         if self._client is not None:
             with contextlib.suppress(redis.RedisError):
                 self._client.set(f"{self._prefix}:spared:{work}", 1, ex=_MEMORY_SECONDS)
 
-    def was_spared(self, work: str) -> bool:
+    def was_requeued(self, work: str) -> bool:
         """Whether that was noted, which it no longer is after this."""
         if self._client is not None:
             with contextlib.suppress(redis.RedisError):
@@ -99,7 +99,7 @@ class Deaths:
 
 
 def _is_dead(holder: str) -> bool:
-    """Whether a turn's holder was a process of this host that is gone."""
+    """Whether a mutex' holder was a process of this host that is gone."""
     host, pid, _ = holder.split(" ")
     if host != socket.gethostname():
         return False

@@ -1,10 +1,10 @@
-"""Whose turn it is to dispatch: how many dispatchers a campaign has, and which campaigns wait for one.
+"""Dispatch leases: how many dispatchers a campaign has, and which campaigns wait for one.
 
-A *turn* is a lease in Redis that one dispatch task holds while it works on a campaign. A campaign that has none and has
-work is *waiting*: exactly one message asks for its turn, however many batches of leads come in meanwhile. Dispatchers
-see how many campaigns wait, and end their slice early for them. Losing all of this loses nothing: leases run out, and
-`sweep` asks again for every campaign that has due work. Redis' clock may be set back: times that lie further ahead
-of it than any of them can were written before that, and count for nothing.
+A dispatch task holds a lease in Redis while it works on a campaign. A campaign that has work and no lease is *waiting*:
+exactly one message requests a dispatcher for it, however many batches of leads come in meanwhile. Dispatchers see how
+many campaigns wait, and end their slice early for them. Losing all of this loses nothing: leases run out, and `sweep`
+requests a dispatcher again for every campaign that has due work. If Redis' clock is set back, times that lie further
+ahead of it than any can were written before that, and are ignored.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from datetime import timedelta
 
 import redis
 
+from pipeline.coordination.connection import reaching, run
+
 LEASE = timedelta(seconds=10)
-"""Of a turn; it is renewed all the time, so a killed dispatcher blocks its campaign no longer than this."""
+"""How long a lease lasts; it is renewed all the time, so a killed dispatcher blocks its campaign for no longer."""
 ASKED_SECONDS = 15  # a message that was not taken up in this time is taken for lost, and asked for again
+
+_WHAT = "the dispatch leases"
 
 # KEYS: the campaign's leases, the waiting campaigns. ARGV: campaign, most dispatchers, patience in seconds, lease in
 # seconds. One second more than a lease is for those that were taken while the clock was set a little.
-_ASK = """
+_REQUEST = """
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1000000
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
@@ -66,51 +70,53 @@ return redis.call('ZCARD', KEYS[1]) - own
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class DispatchLease:
     """The right to dispatch a campaign until its lease runs out or it is given up."""
 
     campaign_id: str
     token: str
 
 
-class Turns:
-    """The turns' client. Raises redis-py's errors; whoever dispatches needs the same Redis for the limit anyway."""
+class DispatchLeases:
+    """The client of the leases; every method raises `RedisUnavailable`."""
 
     def __init__(self, client: redis.Redis, *, prefix: str = "futwork:turns") -> None:
         self._client = client
         self._prefix = prefix
-        self._ask = client.register_script(_ASK)
+        self._request = client.register_script(_REQUEST)
         self._take = client.register_script(_TAKE)
         self._renew = client.register_script(_RENEW)
         self._waiting = client.register_script(_WAITING)
 
-    def ask(self, campaign_id: str, *, most: int = 1, lease: timedelta = LEASE) -> bool:
-        """Whether to send a message that asks for a turn: fewer than *most* are held and none is asked for yet."""
+    def request(self, campaign_id: str, *, most: int = 1, duration: timedelta = LEASE) -> bool:
+        """Whether to send a message that requests a dispatcher: fewer than *most* work and none is requested yet."""
         keys = [self._leases(campaign_id), self._waiting_key]
-        return bool(self._ask(keys=keys, args=[campaign_id, most, ASKED_SECONDS, lease.total_seconds()]))
+        return bool(run(self._request, _WHAT, keys, [campaign_id, most, ASKED_SECONDS, duration.total_seconds()]))
 
-    def unask(self, campaign_id: str) -> None:
-        """Forget that a turn was asked for, because the message could not be sent."""
-        self._client.zrem(self._waiting_key, campaign_id)
+    def withdraw(self, campaign_id: str) -> None:
+        """Forget the request, because its message could not be sent."""
+        with reaching(_WHAT):
+            self._client.zrem(self._waiting_key, campaign_id)
 
-    def take(self, campaign_id: str, *, most: int, lease: timedelta) -> Turn | None:
-        """Take a turn, or None where *most* dispatchers work on the campaign already."""
-        turn = Turn(campaign_id, uuid.uuid4().hex)
+    def take(self, campaign_id: str, *, most: int, duration: timedelta) -> DispatchLease | None:
+        """Take a lease, or None where *most* dispatchers work on the campaign already."""
+        lease = DispatchLease(campaign_id, uuid.uuid4().hex)
         keys = [self._leases(campaign_id), self._waiting_key]
-        taken = self._take(keys=keys, args=[campaign_id, most, turn.token, lease.total_seconds()])
-        return turn if taken else None
+        taken = run(self._take, _WHAT, keys, [campaign_id, most, lease.token, duration.total_seconds()])
+        return lease if taken else None
 
-    def renew(self, turn: Turn, *, lease: timedelta) -> None:
-        """Keep a turn for another *lease*; one that ran out meanwhile is taken again, whoever else works by now."""
-        self._renew(keys=[self._leases(turn.campaign_id)], args=[turn.token, lease.total_seconds()])
+    def renew(self, lease: DispatchLease, *, duration: timedelta) -> None:
+        """Keep a lease for another *duration*; one that ran out is taken again, even if others work by now."""
+        run(self._renew, _WHAT, [self._leases(lease.campaign_id)], [lease.token, duration.total_seconds()])
 
-    def give_up(self, turn: Turn) -> None:
-        """End a turn."""
-        self._client.zrem(self._leases(turn.campaign_id), turn.token)
+    def give_up(self, lease: DispatchLease) -> None:
+        """End a lease."""
+        with reaching(_WHAT):
+            self._client.zrem(self._leases(lease.campaign_id), lease.token)
 
     def others_waiting(self, campaign_id: str) -> int:
         """How many campaigns other than this one wait for a dispatcher."""
-        return int(self._waiting(keys=[self._waiting_key], args=[campaign_id, ASKED_SECONDS]))
+        return int(run(self._waiting, _WHAT, [self._waiting_key], [campaign_id, ASKED_SECONDS]))
 
     @property
     def _waiting_key(self) -> str:

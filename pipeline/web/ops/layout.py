@@ -11,11 +11,11 @@ from werkzeug.exceptions import Forbidden, HTTPException, TooManyRequests
 from werkzeug.wrappers import Response as AnyResponse
 
 from pipeline.ledger import Ledger, SchemaMismatch, ledger_is_at_fault, open_ledger
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 from pipeline.settings import Settings, SettingsError
-from pipeline.web.ops import shown
+from pipeline.web.ops import masking
 from pipeline.web.ops.access import COOKIE, Gatekeeper, Turnstile, Visitor
-from pipeline.wiring import Parts, parts
+from pipeline.wiring import Services, services
 
 log = logger(__name__)
 
@@ -40,9 +40,9 @@ class Ops:
         self.gatekeeper = Gatekeeper(settings, redis=self._redis)
 
     @property
-    def parts(self) -> Parts:
-        """The parts of this process."""
-        return parts(self.settings)
+    def services(self) -> Services:
+        """The services of this process."""
+        return services(self.settings)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -51,7 +51,7 @@ class Ops:
 
     def _redis(self) -> redis.Redis | None:
         try:
-            return self.parts.redis
+            return self.services.redis
         except SettingsError:
             return None
 
@@ -77,7 +77,7 @@ def now() -> datetime:
 
 def see(value: object) -> object:
     """A value as this visitor may see it."""
-    return value if visitor().may_change else shown.masked(value)
+    return value if visitor().may_change else masking.masked(value)
 
 
 @blueprint.before_request
@@ -138,8 +138,8 @@ def _for_templates() -> dict[str, object]:
     }
 
 
-for _name in shown.FILTERS:
-    blueprint.add_app_template_filter(shown.FILTERS[_name], f"ops_{_name}")
+for _name in masking.FILTERS:
+    blueprint.add_app_template_filter(masking.FILTERS[_name], f"ops_{_name}")
 
 
 @blueprint.errorhandler(HTTPException)

@@ -2,7 +2,7 @@
 
 Triggers keep them in the transactions that change what is counted (the migration 0002 has them), so they are right at
 every moment, whatever writes. On PostgreSQL each transaction adds rows of its own and waits for nobody; `fold` adds
-those up. They prove nothing by themselves: `recount` holds them against the rows, and `Reports.status` never uses them.
+those up. They prove nothing by themselves: `verify` holds them against the rows, and `Reports.status` never uses them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EVER = 0
 KEPT = timedelta(days=8)
 """How long counts by minute are kept: a week to compare with, and a day to do it."""
 
-_FOLDED_AT_ONCE = 20_000  # rows; adding them up takes some fifty milliseconds
+_COMPACTED_AT_ONCE = 20_000  # rows; adding them up takes some fifty milliseconds
 _LOCK = 727276  # PostgreSQL's advisory lock of the fold: one at a time
 
 
@@ -37,20 +37,20 @@ class Recount:
     differences: list[dict[str, Any]]
 
 
-class Tallies:
+class Rollups:
     """The statements on the counts. Each method is one transaction, or several that each stand for themselves."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    def fold(self, *, now: datetime) -> int:
+    def compact(self, *, now: datetime) -> int:
         """Add up the rows that transactions left, drop minutes that are too old, and return how many rows were folded.
 
         Safe at any time and from several hosts; without it the counts stay right and reading them grows slower.
         """
         folded = 0
         if not self._db.is_sqlite:
-            while (some := self._fold_some()) == _FOLDED_AT_ONCE:
+            while (some := self._compact_some()) == _COMPACTED_AT_ONCE:
                 folded += some
             folded += some
         oldest = minute_of(now - KEPT)
@@ -62,9 +62,9 @@ class Tallies:
             connection.execute(sa.delete(tallies).where(tallies.c.minute > EVER, tallies.c.minute < oldest))
         return folded
 
-    def _fold_some(self) -> int:
+    def _compact_some(self) -> int:
         keys = [tallies.c.minute, tallies.c.campaign_id, tallies.c.name]
-        some = sa.select(*tallies.primary_key.columns).where(tallies.c.part != 0).limit(_FOLDED_AT_ONCE)
+        some = sa.select(*tallies.primary_key.columns).where(tallies.c.part != 0).limit(_COMPACTED_AT_ONCE)
         taken = (
             sa.delete(tallies)
             .where(sa.tuple_(*tallies.primary_key.columns).in_(some))
@@ -86,12 +86,12 @@ class Tallies:
                 connection.execute(upsert)
         return found
 
-    def recounted_at(self) -> datetime | None:
+    def verified_at(self) -> datetime | None:
         """When the tallies were last held against the leads."""
         with self._db.read() as connection:
             return connection.scalar(sa.select(recounts.c.at).order_by(recounts.c.at.desc()).limit(1))
 
-    def recount(self, *, now: datetime) -> Recount:
+    def verify(self, *, now: datetime) -> Recount:
         """Count every lead and batch, hold the tallies against them, and put right those that differ.
 
         Everything is read at one moment, and what is put right is the difference, so that what happens meanwhile stays

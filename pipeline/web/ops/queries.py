@@ -18,9 +18,9 @@ from pipeline.ledger import LeadFilter
 from pipeline.ledger.filters import RETRYABLE
 from pipeline.settings import Rate
 from pipeline.web.ops import charts
-from pipeline.web.ops.choice import WrongChoice, fields_of, place_of, read_choice, read_place
-from pipeline.web.ops.frame import blueprint, now, ops, see, visitor
+from pipeline.web.ops.filter_form import WrongChoice, fields_of, place_of, read_choice, read_place
 from pipeline.web.ops.health import health
+from pipeline.web.ops.layout import blueprint, now, ops, see, visitor
 from pipeline.web.ops.needs import needs
 
 _PAGE = 50
@@ -33,7 +33,7 @@ def overview() -> str:
     """How it stands, and what needs a person."""
     moment = now()
     found = ops().ledger.reports.overview(now=moment)
-    parts = health(ops().parts)
+    parts = health(ops().services)
     limit = _account_limit(found)
     recent = sum(n for one in found["campaigns"] for name, n in one["posts_last_minutes"].items() if name == "accepted")
     return render_template(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from pipeline.embedded import embedded_broker, free_port, running_broker
+from pipeline.devstack.embedded_valkey import embedded_broker, free_port, running_broker
 
 
 def client(url: str) -> contextlib.closing[redis.Redis]:
@@ -53,6 +53,6 @@ def test_an_old_address_where_somebody_elses_server_listens_is_not_taken_for_our
 def test_a_port_that_somebody_takes_first_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with embedded_broker(tmp_path / "theirs") as theirs:
         ports = [int(theirs.rpartition(":")[2].partition("/")[0]), free_port()]
-        monkeypatch.setattr("pipeline.embedded.free_port", lambda: ports.pop(0))
+        monkeypatch.setattr("pipeline.devstack.embedded_valkey.free_port", lambda: ports.pop(0))
         with embedded_broker(tmp_path / "ours") as ours, client(ours) as valkey:
             assert valkey.config_get("dir")["dir"] == str(tmp_path / "ours")

@@ -21,10 +21,10 @@ import redis
 import sqlalchemy as sa
 
 from bench.figures import console
-from pipeline.embedded import embedded_broker, free_port
+from pipeline.devstack.embedded_valkey import embedded_broker, free_port
+from pipeline.devstack.supervisor import Part, Supervisor
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
-from pipeline.stack import Part, Stack
 
 SERVER = os.environ.get("BENCH_DATABASE_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 CAMPAIGN = "68ecc86fd9fbecbe9431a18e"
@@ -36,8 +36,8 @@ class Absent(Exception):
     """A service that the figure needs is not there; the message says which."""
 
 
-class Services:
-    """The services of one run of the bench; each is started when a figure first needs it."""
+class Backends:
+    """The backends of one run of the bench; each is started when a figure first needs it."""
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         self.folder = folder
@@ -123,9 +123,9 @@ class Services:
         }
 
     @contextlib.contextmanager
-    def processes(self, environment: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    def processes(self, environment: Mapping[str, str] | None = None) -> Iterator[Supervisor]:
         """A supervisor for processes, which ends them with its block."""
-        with Stack(self.folder / f"logs-{uuid.uuid4().hex[:6]}", environment or {}) as stack:
+        with Supervisor(self.folder / f"logs-{uuid.uuid4().hex[:6]}", environment or {}) as stack:
             yield stack
 
     @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 Each process notes itself every few seconds in Redis, on Redis' clock. A worker does so from the loop that takes
 messages in, and beat from the loop that sends them, so a process that hangs falls silent like one that is dead. What
-was noted is forgotten after an hour. Losing all of it loses nothing: it is there again after `NOTE_SECONDS`.
+was noted is forgotten after an hour. Losing all of it loses nothing: it is there again after `HEARTBEAT_SECONDS`.
 
 There is no personal data in it: names of hosts, of queues and of periodic tasks.
 """
@@ -20,14 +20,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pipeline.logs import logger
+from pipeline.coordination.connection import RedisUnavailable, reaching, run
+from pipeline.observability.logs import logger
 
 log = logger(__name__)
 
 Kind = Literal["worker", "beat", "web"]
+_WHAT = "the heartbeats"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-NOTE_SECONDS = 5.0  # between two notes of a process
+HEARTBEAT_SECONDS = 5.0  # between two notes of a process
 ALIVE_SECONDS = 20.0  # whoever was silent for longer is not taken for alive: three notes went missing
 PATIENCE_SECONDS = 10.0  # after a note that failed: a loop must not wait for Redis at each of its rounds
 _FORGET_SECONDS = 3600
@@ -78,12 +80,8 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 """
 
 
-class PulseUnavailable(Exception):
-    """The Redis that holds the signs of life cannot be reached: who lives is not known."""
-
-
 @dataclass(frozen=True, slots=True)
-class Sign:
+class Heartbeat:
     """One process that noted itself lately."""
 
     kind: Kind
@@ -94,7 +92,7 @@ class Sign:
     """When it last noted itself."""
 
 
-class Pulse:
+class Heartbeats:
     """The signs' client. Holds a connection, no state; safe for many threads."""
 
     def __init__(self, client: redis.Redis, *, prefix: str = "futwork:pulse") -> None:
@@ -105,54 +103,45 @@ class Pulse:
         self._ran = client.register_script(_RAN)
 
     def note(self, kind: Kind, name: str, queues: tuple[str, ...] | list[str] = ()) -> None:
-        """Say that this process lives; raise `PulseUnavailable` if that could not be noted."""
+        """Say that this process lives; raise `RedisUnavailable` if that could not be noted."""
         args = [name[:200], json.dumps(sorted(queues)), _MOST, _FORGET_SECONDS]
-        self._run(self._note, [self._key(kind, "times"), self._key(kind, "queues")], args)
+        run(self._note, _WHAT, [self._key(kind, "times"), self._key(kind, "queues")], args)
 
-    def alive(self, *, within: timedelta = timedelta(seconds=ALIVE_SECONDS)) -> list[Sign]:
-        """Every process that noted itself *within* this time, by kind and name; raises `PulseUnavailable`.
+    def alive(self, *, within: timedelta = timedelta(seconds=ALIVE_SECONDS)) -> list[Heartbeat]:
+        """Every process that noted itself *within* this time, by kind and name; raises `RedisUnavailable`.
 
         With a longer time it also tells of those that fell silent, up to an hour ago.
         """
         keys = [self._key(kind, part) for kind in KINDS for part in ("times", "queues")]
-        flat = self._run(self._heard, keys, [within.total_seconds()])
+        flat = run(self._heard, _WHAT, keys, [within.total_seconds()])
         rows = zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
         signs = [
-            Sign(KINDS[int(kind) - 1], _text(name), tuple(json.loads(queues)), max(0, int(age)) / 1000)
+            Heartbeat(KINDS[int(kind) - 1], _text(name), tuple(json.loads(queues)), max(0, int(age)) / 1000)
             for kind, name, age, queues in rows
         ]
         return sorted(signs, key=lambda sign: (KINDS.index(sign.kind), sign.name))
 
     def ran(self, what: str) -> None:
-        """Say that the periodic task *what* has come to its end just now; raise `PulseUnavailable` otherwise."""
-        self._run(self._ran, [self._key("runs", "ended")], [what, 7 * 24 * 3600])
+        """Say that the periodic task *what* has come to its end just now; raise `RedisUnavailable` otherwise."""
+        run(self._ran, _WHAT, [self._key("runs", "ended")], [what, 7 * 24 * 3600])
 
     def last_run(self, what: str) -> float | None:
         """How many seconds ago the periodic task *what* last came to its end; None if that is not known.
 
         It is negative where Redis' clock was set back since.
         """
-        try:
+        with reaching(_WHAT):
             ended = self._client.hget(self._key("runs", "ended"), what)
             if ended is None:
                 return None
             seconds, micro = self._client.time()
-        except redis.RedisError as error:
-            raise PulseUnavailable(f"the Redis of the signs of life cannot be reached: {error}") from error
         return float(seconds + micro / 1_000_000 - float(ended))
 
     def _key(self, kind: str, part: str) -> str:
         return f"{{{self._prefix}}}:{kind}:{part}"  # one hash slot, so that a script may touch all of them
 
-    @staticmethod
-    def _run(script: object, keys: list[str], args: list[object]) -> list[bytes]:
-        try:
-            return script(keys=keys, args=args) or []  # type: ignore[operator]  # redis-py's Script
-        except redis.RedisError as error:
-            raise PulseUnavailable(f"the Redis of the signs of life cannot be reached: {error}") from error
 
-
-class Noting:
+class HeartbeatSender:
     """Notes one process again and again, without ever raising or standing still for longer than a moment.
 
     Each note has a connection of its own that is closed again: a worker's parent must keep none that its children would
@@ -169,16 +158,16 @@ class Noting:
         if now < self._next:
             return
         noted = _note_once(self._url, self._kind, self._name, self._queues)
-        self._next = time.monotonic() + (NOTE_SECONDS * 0.9 if noted else PATIENCE_SECONDS)
+        self._next = time.monotonic() + (HEARTBEAT_SECONDS * 0.9 if noted else PATIENCE_SECONDS)
 
     def keep_on(self) -> None:
         """Note the process from a thread of its own for as long as it lives."""
-        threading.Thread(target=self._for_ever, name="pulse", daemon=True).start()
+        threading.Thread(target=self._for_ever, name="heartbeat", daemon=True).start()
 
     def _for_ever(self) -> None:
         while True:
             self.note()
-            time.sleep(NOTE_SECONDS)
+            time.sleep(HEARTBEAT_SECONDS)
 
 
 def _note_once(url: str, kind: Kind, name: str, queues: tuple[str, ...] | list[str] = ()) -> bool:
@@ -190,10 +179,10 @@ def _note_once(url: str, kind: Kind, name: str, queues: tuple[str, ...] | list[s
             retry=Retry(NoBackoff(), 0),
         )
         try:
-            Pulse(client).note(kind, name, queues)
+            Heartbeats(client).note(kind, name, queues)
         finally:
             client.close()
-    except (PulseUnavailable, redis.RedisError, OSError, ValueError) as error:
+    except (RedisUnavailable, redis.RedisError, OSError, ValueError) as error:
         log.debug("a sign of life was not noted", kind=kind, error=type(error).__name__)
         return False
     return True

@@ -1,6 +1,6 @@
 """Everything that is measured: each metric's name, meaning, labels and source, in the order of a lead's journey.
 
-`/metrics` exposes what stands here and nothing else, and `python -m pipeline.measures` prints it as
+`/metrics` exposes what stands here and nothing else, and `python -m pipeline.observability.metrics` prints it as
 `docs/metrics.md`. Names follow Prometheus: base units, `_total` on what only grows. Labels are few and bounded; none
 holds personal data.
 """
@@ -40,7 +40,7 @@ TASKS = ("intake", "dispatch", "events", "sweep", "tidy")
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class Metric:
     """One metric. A counter's `name` stands without the `_total` that it is exposed with."""
 
     name: str
@@ -79,89 +79,89 @@ _OUTCOMES = tuple(outcome.value for outcome in Outcome)
 
 # Leads come in
 
-INTAKE_ROWS = Measure(
+INTAKE_ROWS = Metric(
     "pipeline_intake_rows", "counter", "Rows that the HTTP intake was sent", "web",
     ("result",), {"result": ("accepted", "refused")},
 )  # fmt: skip
-INTAKE_LEADS = Measure(
+INTAKE_LEADS = Metric(
     "pipeline_intake_leads", "counter",
     "Leads in the batches that workers took in: new ones, ones that the ledger knew, and rows that are no leads",
     "workers", ("result",), {"result": ("accepted", "known", "refused")},
 )  # fmt: skip
-LEADS_ACCEPTED = Measure(
+LEADS_ACCEPTED = Metric(
     "pipeline_leads_accepted", "counter", "Leads that were ever accepted, by intake's own count", "ledger"
 )
-LEADS = Measure(
+LEADS = Metric(
     "pipeline_leads", "gauge", "Leads by campaign and state", "ledger", ("campaign", "state"), {"state": _STATES}
 )
-LEADS_UNACCOUNTED = Measure(
+LEADS_UNACCOUNTED = Metric(
     "pipeline_leads_unaccounted", "gauge",
     "Accepted leads less the sum over all states; anything but 0 is a lead lost or invented", "ledger",
 )  # fmt: skip
-DUE_OLDEST = Measure(
+DUE_OLDEST = Metric(
     "pipeline_due_oldest_age_seconds", "gauge",
     "How long the longest waiting due lead of an active campaign has been due", "ledger", ("campaign",),
 )  # fmt: skip
 
 # The campaigns
 
-CAMPAIGNS = Measure(
+CAMPAIGNS = Metric(
     "pipeline_campaigns", "gauge", "Campaigns by state", "ledger",
     ("state",), {"state": ("active", "paused", "held")},
 )  # fmt: skip
-CAMPAIGN_STOPPED = Measure(
+CAMPAIGN_STOPPED = Metric(
     "pipeline_campaign_stopped", "gauge",
     "Campaigns that are not active, with the kind of hold, or `paused`", "ledger", ("campaign", "why"),
 )  # fmt: skip
-CAMPAIGN_POSTS = Measure(
+CAMPAIGN_POSTS = Metric(
     "pipeline_campaign_recent_submissions", "gauge", "POSTs of the last ten whole minutes by campaign", "ledger",
     ("campaign",),
 )  # fmt: skip
 
 # Sending
 
-LIMITER_UP = Measure("pipeline_limiter_up", "gauge", "Whether the Redis of the rate limit answers", "limiter")
-LIMITER_CONFIGURED = Measure(
+LIMITER_UP = Metric("pipeline_limiter_up", "gauge", "Whether the Redis of the rate limit answers", "limiter")
+LIMITER_CONFIGURED = Metric(
     "pipeline_limiter_configured_per_second", "gauge", "Submissions a second that the settings allow an account",
     "limiter", ("account",),
 )  # fmt: skip
-LIMITER_ALLOWED = Measure(
+LIMITER_ALLOWED = Metric(
     "pipeline_limiter_allowed_per_second", "gauge",
     "Submissions a second that an account may make now: slower after a 429, 0 while Futwork asked for a pause",
     "limiter", ("account",),
 )  # fmt: skip
-LIMITER_STOPPED = Measure(
+LIMITER_STOPPED = Metric(
     "pipeline_limiter_stopped_seconds", "gauge", "How long the pause that Futwork asked for still lasts",
     "limiter", ("account",),
 )  # fmt: skip
-LIMITER_SLOTS = Measure(
+LIMITER_SLOTS = Metric(
     "pipeline_limiter_slots", "counter", "Slots that dispatchers were granted, and those they gave back unused",
     "workers", ("account", "result"), {"result": ("granted", "returned")},
 )  # fmt: skip
-LIMITER_ASKS = Measure(
+LIMITER_ASKS = Metric(
     "pipeline_limiter_asks", "counter",
     "Times that a dispatcher asked for slots: it got some, none yet, or none because Futwork asked for a pause",
     "workers", ("answer",), {"answer": ("granted", "full", "stopped")},
 )  # fmt: skip
-LIMITER_WAIT = Measure(
+LIMITER_WAIT = Metric(
     "pipeline_limiter_wait_seconds", "histogram",
     "How long a dispatcher with room for more waited until it was granted a slot", "workers", buckets=_FAST,
 )  # fmt: skip
-SUBMISSIONS = Measure(
+SUBMISSIONS = Metric(
     "pipeline_submissions", "counter", "POSTs to Futwork by outcome", "workers", ("outcome",), {"outcome": _OUTCOMES}
 )
-SUBMISSION_SECONDS = Measure(
+SUBMISSION_SECONDS = Metric(
     "pipeline_submission_duration_seconds", "histogram", "How long a POST took, by outcome", "workers",
     ("outcome",), {"outcome": _OUTCOMES}, _POST,
 )  # fmt: skip
-LOST_CLAIMS = Measure(
+LOST_CLAIMS = Metric(
     "pipeline_lost_claims", "counter", "Claims whose worker died or lost the ledger: their leads are uncertain",
     "workers",
 )  # fmt: skip
-UNCERTAIN_OLDEST = Measure(
+UNCERTAIN_OLDEST = Metric(
     "pipeline_uncertain_oldest_age_seconds", "gauge", "How long the oldest uncertain lead has been so", "ledger"
 )
-UNCERTAIN_OVERDUE = Measure(
+UNCERTAIN_OVERDUE = Metric(
     "pipeline_uncertain_overdue_seconds", "gauge",
     "How far the oldest uncertain lead is past the time after which its campaign's policy decides", "ledger",
     ("campaign",),
@@ -169,77 +169,77 @@ UNCERTAIN_OVERDUE = Measure(
 
 # Calls come back
 
-WEBHOOK_ANSWERS = Measure(
+WEBHOOK_ANSWERS = Metric(
     "pipeline_webhook_answers", "counter",
     "Answers to Futwork's webhook by HTTP status; behind 401, 413 and 503 an event was not kept", "web",
     ("status",), {"status": ("200", "400", "401", "413", "503")},
 )  # fmt: skip
-HANDOFF_SECONDS = Measure(
+HANDOFF_SECONDS = Metric(
     "pipeline_webhook_handoff_seconds", "histogram", "How long it took until an event was in the broker or the spool",
     "web", buckets=_FAST,
 )  # fmt: skip
-SPOOL_FILES = Measure(
+SPOOL_FILES = Metric(
     "pipeline_spool_files", "gauge", "Groups of events on this host's disk that wait for the broker", "spool"
 )
-SPOOL_BYTES = Measure("pipeline_spool_bytes", "gauge", "Their size", "spool")
-SPOOL_LIMIT = Measure(
+SPOOL_BYTES = Metric("pipeline_spool_bytes", "gauge", "Their size", "spool")
+SPOOL_LIMIT = Metric(
     "pipeline_spool_limit_bytes", "gauge", "The size at which the spool takes no more (`SPOOL_MAX_BYTES`)", "spool"
 )
-SPOOL_DAMAGED = Measure(
+SPOOL_DAMAGED = Metric(
     "pipeline_spool_damaged_files", "gauge", "Spooled files that did not match their checksum, kept for a person",
     "spool",
 )  # fmt: skip
-EVENTS = Measure(
+EVENTS = Metric(
     "pipeline_events", "counter", "Events that workers took in: merged into a call, seen before, or quarantined",
     "workers", ("result",), {"result": ("merged", "known", "quarantined")},
 )  # fmt: skip
-EVENT_LAG = Measure(
+EVENT_LAG = Metric(
     "pipeline_event_lag_seconds", "histogram", "How long it took from the webhook to the merged call", "workers",
     buckets=_LAG,
 )  # fmt: skip
-CALLS = Measure("pipeline_calls", "gauge", "Calls by outcome, and those that are still open", "ledger", ("outcome",))
-ORPHANS = Measure("pipeline_orphan_calls", "gauge", "Calls that no lead was found for", "ledger")
-QUARANTINED = Measure("pipeline_quarantined", "gauge", "Things in quarantine that wait for a person or a fix", "ledger")
+CALLS = Metric("pipeline_calls", "gauge", "Calls by outcome, and those that are still open", "ledger", ("outcome",))
+ORPHANS = Metric("pipeline_orphan_calls", "gauge", "Calls that no lead was found for", "ledger")
+QUARANTINED = Metric("pipeline_quarantined", "gauge", "Things in quarantine that wait for a person or a fix", "ledger")
 
 # The machinery
 
-BROKER_UP = Measure("pipeline_broker_up", "gauge", "Whether the broker answers", "broker")
-QUEUE_MESSAGES = Measure("pipeline_queue_messages", "gauge", "Messages that wait in a queue", "broker", ("queue",))
-QUEUE_WORKERS = Measure(
+BROKER_UP = Metric("pipeline_broker_up", "gauge", "Whether the broker answers", "broker")
+QUEUE_MESSAGES = Metric("pipeline_queue_messages", "gauge", "Messages that wait in a queue", "broker", ("queue",))
+QUEUE_WORKERS = Metric(
     "pipeline_queue_workers", "gauge", "Workers that live and take messages from a queue", "pulse", ("queue",)
 )
-PROCESSES = Measure(
+PROCESSES = Metric(
     "pipeline_processes", "gauge", "Workers and beats that live, and hosts that serve the web", "pulse",
     ("kind",), {"kind": ("worker", "beat", "web")},
 )  # fmt: skip
-LAST_RUN = Measure(
+LAST_RUN = Metric(
     "pipeline_last_run_age_seconds", "gauge", "How long ago a periodic task last came to its end", "pulse",
     ("task",), {"task": ("sweep", "tidy")},
 )  # fmt: skip
-TASKS_DONE = Measure(
+TASKS_DONE = Metric(
     "pipeline_tasks", "counter",
     "Tasks by how they ended: done, failed, put back because the ledger was away, or kept aside in quarantine",
     "workers", ("task", "result"), {"task": TASKS, "result": ("done", "failed", "put_back", "kept_aside")},
 )  # fmt: skip
-TASK_SECONDS = Measure(
+TASK_SECONDS = Metric(
     "pipeline_task_duration_seconds", "histogram", "How long a task ran; a slice of dispatch takes seconds by design",
     "workers", ("task",), {"task": TASKS}, _TASK,
 )  # fmt: skip
-TIDIED = Measure(
+TIDIED = Metric(
     "pipeline_tidied", "counter", "What the sweeps settled that nobody else would have", "workers",
     ("what",), {"what": ("expired", "resent", "dropped", "merged", "linked", "spooled")},
 )  # fmt: skip
-LEDGER_UP = Measure("pipeline_ledger_up", "gauge", "Whether the ledger answers", "ledger")
-LEDGER_AGE = Measure(
+LEDGER_UP = Metric("pipeline_ledger_up", "gauge", "Whether the ledger answers", "ledger")
+LEDGER_AGE = Metric(
     "pipeline_ledger_read_age_seconds", "gauge",
     "How old the ledger's numbers in this scrape are: more than a few seconds if it answers slowly", "ledger",
 )  # fmt: skip
-LEDGER_SECONDS = Measure(
+LEDGER_SECONDS = Metric(
     "pipeline_ledger_read_seconds", "gauge", "How long the ledger took to tell its numbers", "ledger"
 )
-BUILD = Measure("pipeline_build_info", "gauge", "The release that answers; always 1", "process", ("version",))
+BUILD = Metric("pipeline_build_info", "gauge", "The release that answers; always 1", "process", ("version",))
 
-SECTIONS: dict[str, tuple[Measure, ...]] = {
+SECTIONS: dict[str, tuple[Metric, ...]] = {
     "Leads come in": (INTAKE_ROWS, INTAKE_LEADS, LEADS_ACCEPTED, LEADS, LEADS_UNACCOUNTED, DUE_OLDEST),
     "Campaigns": (CAMPAIGNS, CAMPAIGN_STOPPED, CAMPAIGN_POSTS),
     "Sending": (
@@ -256,7 +256,7 @@ SECTIONS: dict[str, tuple[Measure, ...]] = {
     ),
 }  # fmt: skip
 
-MEASURES: tuple[Measure, ...] = tuple(measure for section in SECTIONS.values() for measure in section)
+METRICS: tuple[Metric, ...] = tuple(metric for section in SECTIONS.values() for metric in section)
 
 _INTRODUCTION = """\
 # Metrics
@@ -291,10 +291,10 @@ def as_markdown() -> str:
 _RULE = "|---|---|---|---|---|"
 
 
-def _labels(measure: Measure) -> str:
+def _labels(metric: Metric) -> str:
     told = []
-    for label in measure.labels:
-        values = measure.values.get(label)
+    for label in metric.labels:
+        values = metric.values.get(label)
         told.append(f"`{label}` ({', '.join(values)})" if values else f"`{label}`")
     return "; ".join(told)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import faults
+from pipeline.observability import error_reporting
 from pipeline.settings import SettingsError
 
 pytest.importorskip("sentry_sdk", reason="Sentry's library is not installed")
@@ -26,13 +26,14 @@ PROGRAM = """
 import sys
 sys.argv.append("+919800000001")
 from flask import request
-from pipeline import faults, tasks
-from pipeline.logs import configure_logs, logger
+from pipeline.worker import app as tasks
+from pipeline.observability import error_reporting
+from pipeline.observability.logs import configure_logs, logger
 from pipeline.settings import load_settings
 from pipeline.web import create_app
 
 settings = load_settings()
-faults.begin(settings, part="web")
+error_reporting.begin(settings, part="web")
 configure_logs(settings)
 app = create_app(settings)
 
@@ -145,7 +146,7 @@ def test_sentry_is_told_where_something_failed_and_nothing_of_any_person(ingest:
 
 def test_without_their_settings_neither_sentry_nor_instrumentations_are_imported(tmp_path: Path) -> None:
     program = (
-        "import sys, worker, web; from pipeline import tracing;"
+        "import sys, worker, web; from pipeline.observability import tracing;"
         "tracing.begin(web.settings, part='worker');"
         "ours = ('sentry_sdk', 'opentelemetry.instrumentation', 'opentelemetry.exporter');"
         "print([name for name in sys.modules if name.startswith(ours)])"
@@ -155,4 +156,4 @@ def test_without_their_settings_neither_sentry_nor_instrumentations_are_imported
 
 def test_a_dsn_that_is_none_is_one_clear_line(make_settings: Any) -> None:
     with pytest.raises(SettingsError, match="SENTRY_DSN: must be the address"):
-        faults.begin(make_settings(sentry_dsn="nonsense"), part="web")
+        error_reporting.begin(make_settings(sentry_dsn="nonsense"), part="web")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from flask import Response, make_response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from pipeline.logs import logger
+from pipeline.observability.logs import logger
 from pipeline.web.ops.access import COOKIE, FORM_COOKIE, FORM_SECONDS, Locked
-from pipeline.web.ops.frame import blueprint, ops, visitor
+from pipeline.web.ops.layout import blueprint, ops, visitor
 
 log = logger(__name__)
 

@@ -1,4 +1,4 @@
-"""Tallies and the overview: counts that are right at every moment, whatever changes what they count; both databases."""
+"""Rollups and the overview: counts that are right at every moment, whatever changes what they count; both databases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from pipeline.domain.campaign import Campaign, Hold, HoldKind
 from pipeline.domain.lead import LeadState, Outcome, Settlement
-from pipeline.ledger import CallRow, LeadFilter, Ledger, StoredEvent, metadata, tallies
+from pipeline.ledger import CallRow, LeadFilter, Ledger, StoredEvent, metadata, rollups
 from pipeline.ledger.tables import batches, leads, recounts
 from pipeline.ledger.tables import tallies as table
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead
@@ -52,7 +52,7 @@ def call_back(ledger: Ledger, sid: str, lead: uuid.UUID | None, *, now: datetime
 
 def counted(ledger: Ledger) -> dict[tuple[str, str], int]:
     with ledger.database.read() as connection:
-        return tallies.read(connection)
+        return rollups.read(connection)
 
 
 def as_counted(ledger: Ledger) -> dict[tuple[str, str], int]:
@@ -81,7 +81,7 @@ def test_the_tallies_follow_leads_through_every_change(ledger: Ledger) -> None:
     ledger.interventions.resolve(LeadFilter(campaign=CAMPAIGN), "drop", max_age=DAY, now=NOW)
     assert counted(ledger) == as_counted(ledger)
     assert counted(ledger)[CAMPAIGN, "lead.cancelled"] == 7
-    ledger.tallies.fold(now=NOW)
+    ledger.rollups.compact(now=NOW)
     assert counted(ledger) == as_counted(ledger)
     with ledger.database.read() as connection:
         assert connection.scalar(sa.select(sa.func.count()).where(table.c.part != 0)) == 0
@@ -127,7 +127,7 @@ def test_writers_side_by_side_do_not_wait_for_each_others_counts(postgres_ledger
         connection.execute(sa.update(leads).where(leads.c.id == first).values(state="rejected"))
         with ThreadPoolExecutor(3) as pool:  # claims skip the locked lead
             assert list(pool.map(move, range(3), timeout=30)) == [5, 5, 5]
-        assert ledger.tallies.fold(now=NOW) > 0
+        assert ledger.rollups.compact(now=NOW) > 0
     assert counted(ledger) == as_counted(ledger)
     assert counted(ledger)[CAMPAIGN, "lead.submitted"] == 15
 
@@ -139,8 +139,8 @@ def test_folding_beside_writers_loses_nothing(postgres_ledger: Ledger) -> None:
     def fold() -> int:
         other, folded = Ledger(url), 0
         while not stop.is_set():
-            folded += other.tallies.fold(now=NOW)
-        folded += other.tallies.fold(now=NOW)
+            folded += other.rollups.compact(now=NOW)
+        folded += other.rollups.compact(now=NOW)
         other.close()
         return folded
 
@@ -158,22 +158,22 @@ def test_minutes_are_kept_for_a_week(ledger: Ledger) -> None:
     take_in(ledger, *range(4))
     post(ledger, 2, Outcome.ACCEPTED, LeadState.SUBMITTED)
     post(ledger, 2, Outcome.ACCEPTED, LeadState.SUBMITTED, now=NOW + 7 * DAY)
-    ledger.tallies.fold(now=NOW + 9 * DAY)
+    ledger.rollups.compact(now=NOW + 9 * DAY)
     with ledger.database.read() as connection:
-        kept = tallies.by_minute(connection, "post.", since=NOW - DAY, until=NOW + 10 * DAY)
-    assert kept == {tallies.minute_of(NOW + 7 * DAY): {"accepted": 2}}
+        kept = rollups.by_minute(connection, "post.", since=NOW - DAY, until=NOW + 10 * DAY)
+    assert kept == {rollups.minute_of(NOW + 7 * DAY): {"accepted": 2}}
     assert counted(ledger)[CAMPAIGN, "lead.submitted"] == 4
 
 
 def test_a_recount_finds_and_mends_what_is_wrong(ledger: Ledger) -> None:
     take_in(ledger, *range(5))
-    assert ledger.tallies.recounted_at() is None
-    assert ledger.tallies.recount(now=NOW).differences == []
+    assert ledger.rollups.verified_at() is None
+    assert ledger.rollups.verify(now=NOW).differences == []
     with ledger.database.write() as connection:
         connection.execute(sa.delete(table).where(table.c.name == "lead.queued"))
         connection.execute(sa.insert(table).values(minute=0, campaign_id="ghost", name="lead.called", part=0, n=3))
     assert ledger.reports.overview(now=NOW)["adds_up"] is False
-    found = ledger.tallies.recount(now=NOW + MINUTE)
+    found = ledger.rollups.verify(now=NOW + MINUTE)
     assert (found.accepted, found.leads) == (5, 5)
     assert found.differences == [
         {"campaign_id": CAMPAIGN, "name": "lead.queued", "by": 5},
@@ -185,7 +185,7 @@ def test_a_recount_finds_and_mends_what_is_wrong(ledger: Ledger) -> None:
     assert overview["recount"] == {
         "at": NOW + MINUTE, "accepted": 5, "leads": 5, "differences": found.differences,
     }  # fmt: skip
-    assert ledger.tallies.recounted_at() == NOW + MINUTE
+    assert ledger.rollups.verified_at() == NOW + MINUTE
 
 
 def test_a_lost_lead_shows_although_the_tallies_follow_it(ledger: Ledger) -> None:
@@ -193,7 +193,7 @@ def test_a_lost_lead_shows_although_the_tallies_follow_it(ledger: Ledger) -> Non
     take_in(ledger, 1, 2)
     with ledger.database.write() as connection:
         connection.execute(sa.delete(leads).where(leads.c.phone == make_lead(1).phone))
-    ledger.tallies.recount(now=NOW)
+    ledger.rollups.verify(now=NOW)
     overview = ledger.reports.overview(now=NOW)
     assert (overview["accepted"], overview["leads"]["queued"], overview["adds_up"]) == (2, 1, False)
     with ledger.database.read() as connection:

@@ -33,17 +33,18 @@ from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from kombu.exceptions import EncodeError
 
-from pipeline import tracing
 from pipeline.broker import MESSAGE_VERSION, BrokerUnavailable, Kind, SpoolFull, celery_app, decode_events, refused
 from pipeline.broker.redis_transport import keep_malformed
+from pipeline.coordination.connection import RedisUnavailable
+from pipeline.coordination.heartbeats import HEARTBEAT_SECONDS, HeartbeatSender
 from pipeline.domain.campaign import InvalidCampaignId, check_campaign_id
 from pipeline.intake import UnreadableBatch
 from pipeline.ledger import Ledger, ledger_is_at_fault
-from pipeline.logs import configure_logs, logged_with, logger
-from pipeline.measures import TASK_SECONDS, TASKS_DONE
-from pipeline.pulse import NOTE_SECONDS, Noting, PulseUnavailable
+from pipeline.observability import tracing
+from pipeline.observability.logs import configure_logs, logged_with, logger
+from pipeline.observability.metrics import TASK_SECONDS, TASKS_DONE
 from pipeline.settings import Settings
-from pipeline.wiring import Parts, close_parts, parts
+from pipeline.wiring import Services, close_services, services
 
 log = logger(__name__)
 
@@ -71,10 +72,10 @@ def build_app(settings: Settings) -> Celery:
     app.pipeline_settings = settings
     keep_malformed(lambda item: keep_aside(settings, "message", item, reason="its envelope is wrong"))
     app.conf.update(
-        worker_consumer="pipeline.tasks:KeepingConsumer",
+        worker_consumer="pipeline.worker.app:KeepingConsumer",
         worker_lost_wait=3.0,  # a child's last result is in its pipe long before
-        beat_scheduler="pipeline.tasks:SteadyScheduler",
-        beat_max_loop_interval=NOTE_SECONDS,  # however seldom it has something to send, it says that it lives
+        beat_scheduler="pipeline.worker.app:SteadyScheduler",
+        beat_max_loop_interval=HEARTBEAT_SECONDS,  # however seldom it has something to send, it says that it lives
         beat_schedule={
             "sweep": {
                 "task": "pipeline.sweep",
@@ -84,11 +85,11 @@ def build_app(settings: Settings) -> Celery:
             "tidy": {"task": "pipeline.tidy", "schedule": _TIDY_SECONDS, "options": {"expires": _EXPIRES_SECONDS}},
         },
     )
-    app.steps["consumer"].add(PulseStep)
+    app.steps["consumer"].add(HeartbeatStep)
     # A parent that shuts down may count fewer results than a child sent; the child waits for the count, else for 30 s.
     waits = _LAST_RESULTS_SECONDS / billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL
     billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = round(waits)
-    common = {"bind": True, "Request": "pipeline.tasks:DiscreetRequest"}
+    common = {"bind": True, "Request": "pipeline.worker.app:DiscreetRequest"}
     late: dict[str, Any] = {"acks_late": True, "retry_on_worker_lost": True}
     late |= {"max_retries": _MOST_DEATHS, "default_retry_delay": _RETRY_SECONDS}
     app.task(_guarded(intake), name="pipeline.intake", **common, **late)
@@ -103,12 +104,12 @@ def build_app(settings: Settings) -> Celery:
 # The tasks
 
 
-def intake(mine: Parts, message: Any, *, again: bool) -> None:  # noqa: ARG001 - as every guarded stage has it
+def intake(mine: Services, message: Any, *, again: bool) -> None:  # noqa: ARG001 - as every guarded stage has it
     """Take a batch of leads into the ledger."""
     mine.intake.take_in(message)
 
 
-def events(mine: Parts, message: Any, *, again: bool) -> None:
+def events(mine: Services, message: Any, *, again: bool) -> None:
     """Take a batch of post-call events into the ledger; *again*, if a process died over it before."""
     try:
         decoded = decode_events(message)
@@ -117,14 +118,14 @@ def events(mine: Parts, message: Any, *, again: bool) -> None:
     mine.events.take_in(decoded, again=again)
 
 
-def dispatch(mine: Parts, campaign_id: str) -> None:
+def dispatch(mine: Services, campaign_id: str) -> None:
     """Dispatch a campaign for one slice, and ask for the next if due work is left."""
     done = mine.dispatcher.run(campaign_id)
     if done.more:
         mine.wake(campaign_id)
 
 
-def sweep(mine: Parts) -> None:
+def sweep(mine: Services) -> None:
     """Wake dispatchers for due work, and settle lost claims; one of many that waited for a worker does nothing."""
     if _ran_lately(mine, "sweep", _SWEPT_LATELY * mine.settings.sweep_seconds):
         return
@@ -132,7 +133,7 @@ def sweep(mine: Parts) -> None:
     _note_run(mine, "sweep")
 
 
-def tidy(mine: Parts) -> None:
+def tidy(mine: Services) -> None:
     """Settle what time decides, link orphans, drain the spool; one of many that waited for a worker does nothing."""
     if _ran_lately(mine, "tidy", _SWEPT_LATELY * _TIDY_SECONDS):
         return
@@ -140,21 +141,21 @@ def tidy(mine: Parts) -> None:
     _note_run(mine, "tidy")
 
 
-def _note_run(mine: Parts, what: str) -> None:
-    with contextlib.suppress(PulseUnavailable):  # then it shows as long ago, and the limit's absence says why
-        mine.pulse.ran(what)
+def _note_run(mine: Services, what: str) -> None:
+    with contextlib.suppress(RedisUnavailable):  # then it shows as long ago, and the limit's absence says why
+        mine.heartbeats.ran(what)
 
 
-def _ran_lately(mine: Parts, what: str, seconds: float) -> bool:
+def _ran_lately(mine: Services, what: str, seconds: float) -> bool:
     try:
-        ago = mine.pulse.last_run(what)
-    except PulseUnavailable:
+        ago = mine.heartbeats.last_run(what)
+    except RedisUnavailable:
         return False
     return ago is not None and 0 <= ago < seconds  # what ended in the future did so before the clock was set back
 
 
-def _parts_of(task: Task) -> Parts:
-    return parts(task.app.pipeline_settings, stopping=lambda: bool(_stopping.value))
+def _services_of(task: Task) -> Services:
+    return services(task.app.pipeline_settings, stopping=lambda: bool(_stopping.value))
 
 
 def _plain(stage: Callable[..., None]) -> Callable[..., None]:
@@ -162,7 +163,7 @@ def _plain(stage: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(stage)
     def run(task: Task, *args: Any) -> None:
-        mine, started = _parts_of(task), time.perf_counter()
+        mine, started = _services_of(task), time.perf_counter()
         try:
             with _told(task, args):
                 stage(mine, *args)
@@ -182,10 +183,10 @@ def _guarded(stage: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(stage)
     def run(task: Task, *args: Any, **kwargs: Any) -> None:
-        mine, started = _parts_of(task), time.perf_counter()
+        mine, started = _services_of(task), time.perf_counter()
         result = "failed"
         try:
-            with _told(task, args), _deaths_counted(mine, task) as deaths:
+            with _told(task, args), _crashes_counted(mine, task) as deaths:
                 result = _settle(stage, mine, task, args, kwargs, deaths)
         except Reject:
             result = "put_back"
@@ -197,7 +198,7 @@ def _guarded(stage: Callable[..., None]) -> Callable[..., None]:
 
 
 def _settle(
-    stage: Callable[..., None], mine: Parts, task: Task, args: Any, kwargs: Any, deaths: int
+    stage: Callable[..., None], mine: Services, task: Task, args: Any, kwargs: Any, deaths: int
 ) -> Literal["done", "put_back", "kept_aside"]:
     """Run the stage, or put the message back or aside, and say which; raise `Reject` if it is to come again."""
     try:
@@ -227,9 +228,9 @@ def _settle(
     return "kept_aside"
 
 
-def _measure(mine: Parts, stage: Callable[..., None], result: str, started: float) -> None:
-    mine.meter.count(TASKS_DONE, stage.__name__, result)
-    mine.meter.observe(TASK_SECONDS, time.perf_counter() - started, stage.__name__)
+def _measure(mine: Services, stage: Callable[..., None], result: str, started: float) -> None:
+    mine.counters.count(TASKS_DONE, stage.__name__, result)
+    mine.counters.observe(TASK_SECONDS, time.perf_counter() - started, stage.__name__)
 
 
 @contextlib.contextmanager
@@ -252,7 +253,7 @@ def _about(task: Task, args: Any) -> dict[str, str]:
     return about
 
 
-def _left_to_newer(mine: Parts, task: Task, message: Any) -> bool:
+def _left_to_newer(mine: Services, task: Task, message: Any) -> bool:
     """Whether the message is of a newer form, and was put back into its queue for a worker that reads it.
 
     It is put back before this process rests, while it still holds the old copy: given back when the rest is over, it
@@ -266,7 +267,7 @@ def _left_to_newer(mine: Parts, task: Task, message: Any) -> bool:
         mine.broker.publish(task.name, message, about=describe_arguments(task.name, (message,)))
     except (BrokerUnavailable, EncodeError):
         _pause()
-        mine.deaths.spare(task.request.id)
+        mine.crash_counter.mark_requeued(task.request.id)
         raise Reject(f"message version {version} is newer than {MESSAGE_VERSION}", requeue=True) from None
     _pause()
     return True
@@ -276,12 +277,12 @@ def _put_back(task: Task, error: BaseException) -> None:
     """Give the message back to the broker, after a moment, because the ledger cannot take it now."""
     log.warning("the message goes back to its queue", task=task.name, error=_one_line(error))
     _pause()
-    _parts_of(task).deaths.spare(task.request.id)
+    _services_of(task).crash_counter.mark_requeued(task.request.id)
     raise Reject("the ledger is away", requeue=True) from error
 
 
 @contextlib.contextmanager
-def _deaths_counted(mine: Parts, task: Task) -> Iterator[int]:
+def _crashes_counted(mine: Services, task: Task) -> Iterator[int]:
     """How many processes died while they ran this very message, as far as that can be known.
 
     Celery counts the deaths of children by itself, but not those of whole workers, whose messages the broker gives out
@@ -289,10 +290,10 @@ def _deaths_counted(mine: Parts, task: Task) -> Iterator[int]:
     which is not noted, is taken for a death, unless it put the message back by itself.
     """
     redelivered = (task.request.delivery_info or {}).get("redelivered")
-    if not redelivered or mine.deaths.was_spared(task.request.id):
+    if not redelivered or mine.crash_counter.was_requeued(task.request.id):
         yield 0
         return
-    with mine.deaths.counted(task.request.id) as noted:
+    with mine.crash_counter.counted(task.request.id) as noted:
         yield noted + 1
 
 
@@ -303,7 +304,7 @@ def _pause() -> None:
 # Signs of life
 
 
-class PulseStep(bootsteps.StartStopStep):
+class HeartbeatStep(bootsteps.StartStopStep):
     """Lets a worker say that it lives and which queues it works on, from the loop that takes messages in.
 
     So a worker that hangs, or has no connection to the broker, falls silent like one that is dead.
@@ -318,9 +319,9 @@ class PulseStep(bootsteps.StartStopStep):
     def start(self, consumer: Any) -> None:
         """Begin to note; Celery calls this at each new connection to the broker."""
         queues = sorted(consumer.app.amqp.queues.consume_from)
-        noting = Noting(consumer.app.pipeline_settings.limiter_url, "worker", str(consumer.hostname), queues)
+        noting = HeartbeatSender(consumer.app.pipeline_settings.limiter_url, "worker", str(consumer.hostname), queues)
         noting.note()
-        self._repeated = consumer.timer.call_repeatedly(NOTE_SECONDS, noting.note)
+        self._repeated = consumer.timer.call_repeatedly(HEARTBEAT_SECONDS, noting.note)
 
     def stop(self, _consumer: Any) -> None:
         """Note no more; Celery calls this when the connection is lost and at the end."""
@@ -338,7 +339,7 @@ class SteadyScheduler(Scheduler):
 
     def __init__(self, app: Celery, *args: Any, **options: Any) -> None:
         super().__init__(app, *args, **options)
-        self._noting = Noting(app.pipeline_settings.limiter_url, "beat", f"beat@{socket.gethostname()}")
+        self._noting = HeartbeatSender(app.pipeline_settings.limiter_url, "beat", f"beat@{socket.gethostname()}")
         self._due: dict[str, float] = {}
 
     def tick(self, *_args: Any, **_options: Any) -> float:
@@ -366,7 +367,7 @@ def keep_aside(settings: Settings, kind: Kind, body: bytes, *, reason: str) -> b
             _set_aside(ledger, kind, body, reason=reason)
     except Exception as fault:  # noqa: BLE001 - whatever it is, the message has no other home
         try:
-            Parts(settings).spool.write([refused(kind, body, reason=_printable(reason), now=datetime.now(UTC))])
+            Services(settings).spool.write([refused(kind, body, reason=_printable(reason), now=datetime.now(UTC))])
             log.warning("kept in the spool, because the ledger is away", kind=kind, error=_one_line(fault))
         except SpoolFull as error:
             log.critical("a message could not be kept anywhere", kind=kind, error=str(error))
@@ -565,7 +566,7 @@ def _tell_children(**_: Any) -> None:
 
 @signals.worker_process_shutdown.connect(weak=False)
 def _close(**_: Any) -> None:
-    close_parts()
+    close_services()
     tracing.end()
 
 

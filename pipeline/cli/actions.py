@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.look import one_line, show_campaign
+from pipeline.cli.queries import one_line, show_campaign
 from pipeline.cli.session import Refused, as_json, console, filter_options, note, operator, print_json, the_ledger
 from pipeline.domain.campaign import check_campaign_id
 from pipeline.ledger import LeadFilter

@@ -10,28 +10,29 @@ import pytest
 import redis
 from celery.beat import Service
 
-from pipeline.embedded import free_port
-from pipeline.pulse import Noting, Pulse, PulseUnavailable, Sign
+from pipeline.coordination.connection import RedisUnavailable
+from pipeline.coordination.heartbeats import Heartbeat, Heartbeats, HeartbeatSender
+from pipeline.devstack.embedded_valkey import free_port
 from pipeline.settings import Settings
-from pipeline.tasks import build_app
+from pipeline.worker.app import build_app
 
 HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
-def pulse(valkey: redis.Redis) -> Pulse:
-    return Pulse(valkey)
+def pulse(valkey: redis.Redis) -> Heartbeats:
+    return Heartbeats(valkey)
 
 
 def grow_older(valkey: redis.Redis, kind: str, name: str, seconds: float) -> None:
     valkey.zincrby(f"{{futwork:pulse}}:{kind}:times", -seconds, name)
 
 
-def names(signs: list[Sign]) -> list[tuple[str, str]]:
+def names(signs: list[Heartbeat]) -> list[tuple[str, str]]:
     return [(sign.kind, sign.name) for sign in signs]
 
 
-def test_whoever_noted_itself_is_alive_with_its_queues(pulse: Pulse) -> None:
+def test_whoever_noted_itself_is_alive_with_its_queues(pulse: Heartbeats) -> None:
     pulse.note("beat", "beat@a")
     pulse.note("worker", "intake@a", ["upkeep", "intake"])
     pulse.note("worker", "dispatch@a", ("dispatch",))
@@ -47,7 +48,7 @@ def test_whoever_noted_itself_is_alive_with_its_queues(pulse: Pulse) -> None:
     assert all(0 <= sign.seconds_ago < 15 for sign in found)
 
 
-def test_whoever_fell_silent_is_not_alive_and_is_told_of_for_an_hour(pulse: Pulse, valkey: redis.Redis) -> None:
+def test_whoever_fell_silent_is_not_alive_and_is_told_of_for_an_hour(pulse: Heartbeats, valkey: redis.Redis) -> None:
     pulse.note("worker", "old@a", ["intake"])
     pulse.note("worker", "new@a", ["intake"])
     grow_older(valkey, "worker", "old@a", 100)
@@ -63,7 +64,7 @@ def test_whoever_fell_silent_is_not_alive_and_is_told_of_for_an_hour(pulse: Puls
     assert list(valkey.hgetall("{futwork:pulse}:worker:queues")) == [b"new@a"]
 
 
-def test_names_that_change_at_every_start_do_not_fill_the_memory(pulse: Pulse, valkey: redis.Redis) -> None:
+def test_names_that_change_at_every_start_do_not_fill_the_memory(pulse: Heartbeats, valkey: redis.Redis) -> None:
     times = "{futwork:pulse}:worker:times"
     with valkey.pipeline() as pipeline:
         for number in range(1000):
@@ -78,7 +79,7 @@ def test_names_that_change_at_every_start_do_not_fill_the_memory(pulse: Pulse, v
     assert 0 < valkey.ttl(times) <= 3600
 
 
-def test_when_a_periodic_task_last_ended(pulse: Pulse, valkey: redis.Redis) -> None:
+def test_when_a_periodic_task_last_ended(pulse: Heartbeats, valkey: redis.Redis) -> None:
     assert pulse.last_run("sweep") is None
 
     pulse.ran("sweep")
@@ -92,16 +93,16 @@ def test_when_a_periodic_task_last_ended(pulse: Pulse, valkey: redis.Redis) -> N
 def test_without_its_redis_a_reader_is_told_and_a_process_goes_on() -> None:
     url = f"redis://127.0.0.1:{free_port()}/0"
 
-    with pytest.raises(PulseUnavailable):
-        Pulse(redis.Redis.from_url(url)).alive()
-    with pytest.raises(PulseUnavailable):
-        Pulse(redis.Redis.from_url(url)).last_run("sweep")
-    Noting(url, "worker", "w@a").note()
+    with pytest.raises(RedisUnavailable):
+        Heartbeats(redis.Redis.from_url(url)).alive()
+    with pytest.raises(RedisUnavailable):
+        Heartbeats(redis.Redis.from_url(url)).last_run("sweep")
+    HeartbeatSender(url, "worker", "w@a").note()
 
 
 def test_a_redis_that_is_silent_is_asked_once_and_left_in_peace() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        noting = Noting(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", "worker", "w@a")
+        noting = HeartbeatSender(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", "worker", "w@a")
         for _ in range(1000):  # a second each, if it asked each time
             noting.note()
 
@@ -112,7 +113,7 @@ def test_a_redis_that_is_silent_is_asked_once_and_left_in_peace() -> None:
 
 
 def test_each_round_of_beats_loop_is_a_sign_however_seldom_it_sends(
-    make_settings: Callable[..., Settings], valkey_url: str, pulse: Pulse
+    make_settings: Callable[..., Settings], valkey_url: str, pulse: Heartbeats
 ) -> None:
     """So one that hangs while it sends is silent."""
     app = build_app(make_settings(broker_url=valkey_url, sweep_seconds=3600))

@@ -5,7 +5,7 @@ submission if all before it had come evenly spaced. One Lua script reads the ser
 of *n* submissions may go, and books on both those that may go now or in a moment, so the answer is the same whichever
 worker asks and whatever its own clock says. In any span of T seconds at most `rate * T + burst` moments lie.
 
-It fails closed: where Redis cannot be reached, `LimiterUnavailable` is raised and nothing is sent.
+It fails closed: where Redis cannot be reached, `RedisUnavailable` is raised and nothing is sent.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from pipeline.coordination.connection import reaching, run
 from pipeline.settings import Rate
 
+_WHAT = "the rate limit"
 BURST_SHARE = 0.05  # of a second's rate: enough for a batch, too little for anyone at Futwork to notice
 _EVEN = 5  # the part of the burst that is granted to who books ahead: a fifth
 AHEAD = timedelta(milliseconds=50)  # how long before its moment a slot may be booked
 THROTTLE_FACTOR = 2 / 3  # after a 429 the rate falls by a third …
 THROTTLE_FLOOR = 0.05  # … though never below a twentieth, or it could not find its way back
 RECOVERY_SECONDS = 300  # … and climbs back from nothing to all of it in this time
-WAIT_SECONDS = 3.0  # for Redis, to connect and to answer; then nothing is sent
 
 # The server's time in microseconds, counted from 2026: a double then tells hundredths of one apart, so that neither
 # fast rates nor sums drift. The factor by which Futwork's last 429 slowed the account down, as it has recovered by now.
@@ -120,10 +119,6 @@ return {redis.call('PTTL', KEYS[1]), tostring(factor)}
 )
 
 
-class LimiterUnavailable(Exception):
-    """The Redis that holds the limit cannot be reached, so nothing may be sent."""
-
-
 @dataclass(frozen=True, slots=True)
 class Grant:
     """The submissions that were booked, each with its moment; and how long until there is another."""
@@ -151,20 +146,6 @@ class Limits:
     campaign_rate: Rate
 
 
-def connect(url: str) -> redis.Redis:
-    """A client for the limit and the turns, which answers or fails within seconds, so that POSTs that are out go on.
-
-    It tries again once, at once, and only where the connection broke: an idle one may have been closed meanwhile.
-    """
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=WAIT_SECONDS,
-        socket_connect_timeout=WAIT_SECONDS,
-        health_check_interval=25,
-        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-    )
-
-
 class Limiter:
     """The limit's client. Holds a connection, no state; safe for many threads."""
 
@@ -188,8 +169,9 @@ class Limiter:
         rates = (limits.account_rate, limits.campaign_rate)
         share = _EVEN if ahead else 1
         numbers = [value for rate in rates for value in (_step(rate), max(1, burst_of(rate) // share))]
-        wait, stopped, *moments = self._run(
+        wait, stopped, *moments = run(
             self._reserve,
+            _WHAT,
             [*self._buckets(limits), self._key("stop", limits.account), self._key("slow", limits.account)],
             [wanted, *numbers, RECOVERY_SECONDS, _microseconds(AHEAD), _microseconds(min(ahead, AHEAD))],
         )
@@ -202,8 +184,9 @@ class Limiter:
     def give_back(self, limits: Limits, unused: int) -> None:
         """Return booked submissions that no lead was found for."""
         if unused > 0:
-            self._run(
+            run(
                 self._give_back,
+                _WHAT,
                 self._buckets(limits),
                 [unused, _step(limits.account_rate), _step(limits.campaign_rate)],
             )
@@ -211,25 +194,24 @@ class Limiter:
     def stop(self, account: str, pause: timedelta) -> None:
         """Stop every submission on the account for *pause*, and go on slower after it: Futwork answered 429."""
         milliseconds = max(1, math.ceil(pause.total_seconds() * 1000))
-        self._run(
+        run(
             self._stop,
+            _WHAT,
             [self._key("stop", account), self._key("slow", account)],
             [milliseconds, THROTTLE_FACTOR, THROTTLE_FLOOR, RECOVERY_SECONDS],
         )
 
     def standing(self, account: str) -> tuple[timedelta, float]:
         """How long the account is still stopped, and the share of its rate that it may use now, 1 being all of it."""
-        stopped, share = self._run(
-            self._standing, [self._key("stop", account), self._key("slow", account)], [RECOVERY_SECONDS]
+        stopped, share = run(
+            self._standing, _WHAT, [self._key("stop", account), self._key("slow", account)], [RECOVERY_SECONDS]
         )
         return timedelta(milliseconds=max(0, int(stopped))), float(share)
 
     def stopped_for(self, account: str) -> timedelta:
         """How long the account is still stopped."""
-        try:
+        with reaching(_WHAT):
             left = self._client.pttl(self._key("stop", account))
-        except redis.RedisError as error:
-            raise LimiterUnavailable(f"the rate limit's Redis cannot be reached: {error}") from error
         return timedelta(milliseconds=max(0, int(left)))
 
     def _buckets(self, limits: Limits) -> list[str]:
@@ -237,13 +219,6 @@ class Limiter:
 
     def _key(self, kind: str, name: str) -> str:
         return f"{{{self._prefix}}}:{kind}:{name}"  # one hash slot, so that the script may touch all of them
-
-    @staticmethod
-    def _run(script: object, keys: list[str], args: list[object]) -> list[float]:
-        try:
-            return script(keys=keys, args=args)  # type: ignore[operator,no-any-return]  # redis-py's Script
-        except redis.RedisError as error:
-            raise LimiterUnavailable(f"the rate limit's Redis cannot be reached: {error}") from error
 
 
 def burst_of(rate: Rate) -> int:

@@ -60,7 +60,7 @@ def begin(settings: Settings, *, part: str) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        from pipeline.tracing.export import Discreet, PartsOfWork
+        from pipeline.observability.tracing.export import Discreet, PartsOfWork
     except ImportError:
         raise SettingsError(
             "OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed: install the extra `otel`"

@@ -14,10 +14,10 @@ from pipeline.domain.phone import InvalidPhone, to_e164
 from pipeline.events import Events
 from pipeline.ledger import Actor, LeadFilter
 from pipeline.settings import Rate
-from pipeline.web.ops.choice import WrongChoice, command_for, fields_of, read_choice, until
-from pipeline.web.ops.frame import blueprint, now, ops, visitor
-from pipeline.web.ops.look import show_leads
-from pipeline.web.ops.shown import count
+from pipeline.web.ops.filter_form import WrongChoice, command_for, fields_of, read_choice, until
+from pipeline.web.ops.layout import blueprint, now, ops, visitor
+from pipeline.web.ops.masking import count
+from pipeline.web.ops.queries import show_leads
 
 MOST_AT_ONCE = 50_000
 """Leads that a page changes at once: more would take longer than a browser waits, and is a command's work."""
@@ -46,7 +46,7 @@ def resume(campaign_id: str) -> AnyResponse:
     """Make a paused or held campaign active, without waiting for a probe."""
     done = ops().ledger.campaigns.resume(_known(campaign_id), now=now(), by=_me())
     if done:
-        ops().parts.wake(campaign_id)  # else it goes on with the next sweep, two seconds later
+        ops().services.wake(campaign_id)  # else it goes on with the next sweep, two seconds later
     return _back(
         campaign_id,
         "is active again; if the cause is still there, it is soon held anew" if done else "was active already",

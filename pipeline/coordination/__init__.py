@@ -1,0 +1,1 @@
+"""What processes share in Redis: the rate limit, dispatch leases, heartbeats, the crash counter and counters."""

@@ -1,0 +1,1 @@
+"""What the work reports of itself: logs, metric definitions, traces and errors; each off or on by its settings."""

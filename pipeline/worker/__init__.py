@@ -1,0 +1,1 @@
+"""The Celery app of workers, beat and Flower, and its tasks of a few lines."""
