@@ -1,14 +1,14 @@
-"""Dispatch: pull due leads at the pace of the shared limit, send them, record what came of it.
+"""Dispatch: pull due leads at the pace of the shared limit, send them, record the outcomes.
 
 One dispatcher works on one campaign for a slice of a few seconds. In each round it
 
-1. collects the answers that are there, and records them with their attempts in one transaction,
+1. collects the answers that have arrived, and records them with their attempts in one transaction,
 2. reserves as many slots as it has room for from the shared limit,
 3. claims that many due leads in one statement, and commits,
-4. sends them, and gives back the slots that no lead was found for.
+4. sends them, and gives back the slots for which no lead was due.
 
-POSTs of one round are out while the next is claimed and the last recorded. HTTP never happens inside a transaction, and
-a process that dies leaves claims that `sweep` turns into uncertain leads: nothing is sent twice for it.
+POSTs of one round are on the wire while the next is claimed and the one before is recorded. HTTP never happens inside a
+transaction. A process that dies leaves claims, which `sweep` turns into uncertain leads, so nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from pipeline.settings import Settings
 
 log = logger(__name__)
 
-_LONGEST_WAIT_SECONDS = 0.25  # between two looks at the clock, the stop signal and the campaigns that wait
-_ASK_AGAIN = AHEAD / 2  # before the next slot: late enough to be granted several, early enough to be in time for each
-_LINGER_SECONDS = 0.05  # how long acceptances wait for others to be recorded with, while the limit sets the pace
+_LONGEST_WAIT_SECONDS = 0.25  # between two checks of the clock, the stop signal and the campaigns that wait
+_RESERVE_AGAIN = AHEAD / 2  # before the next slot: late enough to get several, early enough for each of them
+_LINGER_SECONDS = 0.05  # how long acceptances wait to be recorded together, while the limit sets the pace
 _RENEW_SECONDS = 2.0
-_FAIR_SECONDS = 0.2  # how long a dispatcher goes on although other campaigns wait
-_HAND_OVER_SECONDS = 0.5  # how long the last answers of a slice may take before another dispatcher may go on
+_FAIR_SECONDS = 0.2  # how long a dispatcher continues although other campaigns wait
+_HAND_OVER_SECONDS = 0.5  # how long the last answers of a slice may take before another dispatcher may start
 
 
 class Stop(Protocol):
@@ -60,7 +60,7 @@ class Slice:
     more: bool = False
     """Whether due work may be left that should not wait for the sweep."""
     worked_at: datetime | None = None
-    """When the youngest of the POSTs that were accepted began."""
+    """When the latest accepted POST began."""
 
     @property
     def posts(self) -> int:
@@ -90,7 +90,7 @@ class Dispatcher:
         leases: DispatchLeases,
         settings: Settings,
         *,
-        ask_for_help: Callable[[str], None],
+        request_dispatcher: Callable[[str], None],
         stopping: Stop = lambda: False,
         counters: Counters | None = None,
     ) -> None:
@@ -99,19 +99,19 @@ class Dispatcher:
         self._limiter = limiter
         self._leases = leases
         self._settings = settings
-        self._ask_for_help = ask_for_help
+        self._request_dispatcher = request_dispatcher
         self._stopping = stopping
         self._counters = counters or Counters()
         self._waits_since: float | None = None  # since when there is room for more and no slot
         self._jitter = random.Random()  # noqa: S311 - spreads retries; nothing secret
 
     def run(self, campaign_id: str) -> Slice:
-        """Work on a campaign for one slice; return at once where others do so already or where it may not be sent."""
+        """Work on a campaign for one slice; return at once if enough others do, or if nothing may be sent."""
         done = Slice(campaign_id)
         try:
             lease = self._leases.take(campaign_id, most=self._settings.dispatchers_per_campaign, duration=LEASE)
         except RedisUnavailable as error:
-            log.warning("dispatch stands still: the limit's redis is away", campaign=campaign_id, error=str(error))
+            log.warning("dispatch stopped: redis is away", campaign=campaign_id, error=str(error))
             done.ended = "limit"
             return done
         if lease is None:
@@ -121,9 +121,9 @@ class Dispatcher:
             self._work(lease, done)
         except Exception:
             self._give_up(lease)
-            self._forget_what_is_out(done)
+            self._discard_answers(done)
             raise
-        finally:  # also when told to end, perhaps in the midst of counting what is out: then it waits for nothing
+        finally:  # also when the process is told to end, perhaps while it counts what is out: then it waits for nothing
             self._give_up(lease)
         # Leads that came in between the last claim and the end of the lease were promised to this dispatcher.
         done.more = done.more or self._has_work(done)
@@ -150,11 +150,11 @@ class Dispatcher:
 
     def _send(self, campaign: Campaign, lease: DispatchLease, done: Slice) -> None:
         """Keep the pipe full until the slice ends, then wait for what is out."""
-        self._waits_since = None  # what the last slice waited for was another's
+        self._waits_since = None  # the slice before waited for another campaign
         limits = self._limits(campaign)
         started = time.monotonic()
         ends = started + self._settings.slice_seconds
-        wait, paced, asked_for_help, renewed = 0.0, False, False, started
+        wait, paced, requested, renewed = 0.0, False, False, started
         while True:
             if time.monotonic() - renewed > _RENEW_SECONDS:
                 renewed = time.monotonic()
@@ -170,12 +170,12 @@ class Dispatcher:
             try:
                 sent = self._send_round(campaign, limits, room)
             except RedisUnavailable as error:
-                log.warning("dispatch stands still: the limit cannot be asked", campaign=campaign.id, error=str(error))
+                log.warning("dispatch stopped: redis is away", campaign=campaign.id, error=str(error))
                 done.ended = "limit"
                 break
-            if sent.claimed == room and not asked_for_help:
-                asked_for_help = True  # the limit allows more than one dispatcher can keep in flight
-                self._ask_for_help(campaign.id)
+            if sent.claimed == room and not requested:
+                requested = True  # the limit allows more than one dispatcher can keep in flight
+                self._request_dispatcher(campaign.id)
             if not self._futwork.in_flight:
                 if sent.ran_dry:
                     done.ended = "idle"
@@ -193,7 +193,7 @@ class Dispatcher:
         """Wait for everything that is out, and record it.
 
         One answer may take as long as the read timeout. The campaign does not wait for it: its *lease* is given up
-        early, and another dispatcher asked for.
+        early, and another dispatcher is requested.
         """
         started = time.monotonic()
         while self._futwork.in_flight:
@@ -202,10 +202,10 @@ class Dispatcher:
                 self._give_up(lease)
                 lease = None
                 if self._has_work(done):
-                    self._ask_for_help(campaign.id)
+                    self._request_dispatcher(campaign.id)
 
-    def _forget_what_is_out(self, done: Slice) -> None:
-        """Take the answers that could not be recorded off the wire, so that the next campaign does not get them.
+    def _discard_answers(self, done: Slice) -> None:
+        """Take the answers that could not be recorded off the wire, so that they do not reach the next campaign.
 
         Their claims run out, and the leads become uncertain: the ledger was away for longer than a claim lasts.
         """
@@ -218,9 +218,10 @@ class Dispatcher:
             )
 
     def _collect(self, wait: float, *, linger: bool = False) -> list[Answer]:
-        """The answers that came, waiting for the first of them; with nothing out, the wait is the limit's pace.
+        """The answers that arrived, waiting for the first of them; with nothing out, the wait is the limit's pace.
 
-        With *linger* acceptances wait for others, so that few records write many; any other answer may call for a hold.
+        With *linger* acceptances wait for others, so that one record writes many. Any other answer is recorded at once,
+        because it may lead to a hold.
         """
         if not self._futwork.in_flight:
             time.sleep(wait)
@@ -237,7 +238,7 @@ class Dispatcher:
         """Reserve, claim, send."""
         grant = self._reserve(limits, room, ahead=AHEAD)
         granted_at = time.monotonic()
-        pause = timedelta() if grant.slots == room else max(timedelta(), grant.wait - _ASK_AGAIN)
+        pause = timedelta() if grant.slots == room else max(timedelta(), grant.wait - _RESERVE_AGAIN)
         if not grant.slots:
             return _Round(0, pause=pause)
         now = self._ledger.now()
@@ -249,7 +250,7 @@ class Dispatcher:
         return _Round(len(claims), pause=pause, ran_dry=unused > 0)
 
     def _reserve(self, limits: Limits, wanted: int, *, ahead: timedelta = timedelta()) -> Grant:
-        """Ask the limit, and count what it says."""
+        """Reserve slots, and count what the limiter answers."""
         grant = self._limiter.reserve(limits, wanted, ahead=ahead)
         if grant.slots:
             self._counters.count(LIMITER_SLOTS, limits.account, "granted", by=grant.slots)
@@ -280,10 +281,10 @@ class Dispatcher:
         try:
             return self._leases.others_waiting(campaign_id) > 0
         except RedisUnavailable:
-            return False  # then the limit cannot be asked either, and the slice ends for that
+            return False  # then nothing can be reserved either, and the slice ends for that
 
     def _probe(self, campaign: Campaign, done: Slice) -> None:
-        """Send one lead of a held campaign, if its probe is due and within the limit; its acceptance is the release."""
+        """Send one lead of a held campaign, if its probe is due; its acceptance releases the campaign."""
         limits = self._limits(campaign)
         try:
             if not self._reserve(limits, 1).slots:
@@ -348,8 +349,8 @@ class Dispatcher:
     ) -> Recorded:
         """Record, trying again while the ledger is away or two records wait for each other.
 
-        An answer that is not recorded is a lead that nobody knows the fate of, so this waits until the claims are over
-        and a while longer: a record with the same token still settles a lead that became uncertain meanwhile.
+        An answer that is not recorded leaves a lead of unknown fate, so this waits until after the claims are over: a
+        record with the same token still settles a lead that became uncertain meanwhile.
         """
         patience = pauses(self._settings.claim_lease.total_seconds())
         while True:
@@ -381,14 +382,13 @@ class Dispatcher:
         try:
             self._limiter.stop(campaign.account, pause)
         except RedisUnavailable:
-            return  # nothing is sent while the limit cannot be asked
+            return  # without Redis nothing is sent
         log.warning("futwork throttles", account=campaign.account, pause_seconds=round(pause.total_seconds(), 1))
 
     def _hold_for_missing_key(self, campaign: Campaign) -> None:
         if campaign.hold_kind is HoldKind.NO_KEY:
-            self._ledger.campaigns.take_probe(
-                campaign.id, self._settings, now=self._ledger.now()
-            )  # looks again later, sends nothing
+            now = self._ledger.now()
+            self._ledger.campaigns.take_probe(campaign.id, self._settings, now=now)  # checks again later, sends nothing
             return
         name = "FUTWORK_API_KEY" if campaign.account == "default" else f"FUTWORK_API_KEYS ({campaign.account}=…)"
         hold = Hold(HoldKind.NO_KEY, f"no API key is set for the account {campaign.account!r}: set {name} and restart")
@@ -401,7 +401,7 @@ class Dispatcher:
             return False
         campaign = self._ledger.campaigns.get(done.campaign_id)
         if campaign is None or campaign.state is not CampaignState.ACTIVE:
-            return False  # stopped meanwhile: its leads are due all the same, and must not call dispatchers for ever
+            return False  # paused or held meanwhile: its leads are still due, and must not request dispatchers for ever
         return self._ledger.leads.has_due(campaign.id, now=self._ledger.now())
 
     def _limits(self, campaign: Campaign) -> Limits:
@@ -417,13 +417,13 @@ class Dispatcher:
         try:
             self._limiter.give_back(limits, unused)
         except RedisUnavailable:
-            log.debug("slots were not given back", slots=unused)  # the limit only stays a little lower than it need be
+            log.debug("slots were not given back", slots=unused)  # the limit only stays a little lower than necessary
 
     def _renew(self, lease: DispatchLease) -> None:
         try:
             self._leases.renew(lease, duration=LEASE)
         except RedisUnavailable:
-            log.debug("a lease was not renewed", campaign=lease.campaign_id)  # the limit stops us if redis stays away
+            log.debug("a lease was not renewed", campaign=lease.campaign_id)  # without Redis the limiter stops us
 
     def _give_up(self, lease: DispatchLease) -> None:
         try:

@@ -1,6 +1,6 @@
-"""Sweep: the stage that finds what the others left behind, so that nothing waits for ever.
+"""Sweep: find what the other stages left behind, so that nothing waits for ever.
 
-`sweep` runs every few seconds and wakes dispatchers; `tidy` runs less often and settles what time alone decides. Both
+`sweep` runs every few seconds and wakes dispatchers; `tidy` runs less often and settles what only time decides. Both
 are safe to run twice at once, so two beats do no harm.
 """
 
@@ -56,7 +56,7 @@ class Sweep:
         events_wait: Callable[[], bool],
         counters: Counters | None = None,
     ) -> None:
-        """*events_wait* tells whether events wait in the broker for a worker, or may: nobody can ask it."""
+        """*events_wait* says whether events wait in the broker for a worker, or may wait because it cannot be asked."""
         self._ledger = ledger
         self._settings = settings
         self._wake = wake
@@ -78,17 +78,17 @@ class Sweep:
     def tidy(self) -> Tidied:
         """Settle what time decides, merge and link the events that were left over, and drain the spool.
 
-        Evidence comes first: an event that is here already must count before a policy sends its lead again. So nothing
-        is decided about uncertain leads while events are in the spool or in the broker, or wait in the ledger to be
-        merged; the leads have waited long, and wait for the next time. There is no bound to that: where no worker takes
-        events, evidence piles up unseen, and a lead that waits is safer than a second call.
+        Evidence comes first: an event that has arrived must count before a policy sends its lead again. So nothing is
+        decided about uncertain leads while events are in the spool or in the broker, or wait in the ledger for a merge.
+        Nothing limits how long: if no worker takes events, evidence piles up unread, and a lead that waits is safer
+        than a second call.
         """
         now = self._ledger.now()
         self._catch_up_with_the_clock(now)
         expired = self._ledger.leads.expire(now=now)
         spooled = self._drain_spool()
         on_their_way = bool(spooled) or self._events_wait()
-        # With nothing on its way little waits here, and all of it is merged, whosever it is, so that all of it counts.
+        # With nothing on its way little waits in the ledger, and all of it is merged, so that all of it counts.
         merged = self._merge_left_over(now - _EVENT_PATIENCE if on_their_way else None, now)
         linked = self._ledger.calls.link_orphans(now=now)
         undecided = on_their_way or self._ledger.calls.is_waiting()
@@ -109,7 +109,7 @@ class Sweep:
         return done
 
     def _catch_up_with_the_clock(self, now: datetime) -> None:
-        """Put right what would wait until a clock that was set back has caught up."""
+        """Correct what would wait until a clock that was set back has caught up."""
         longest = timedelta(seconds=self._settings.probe_cap_seconds)
         leads = self._ledger.leads.take_back_the_future(now=now)
         probes = self._ledger.campaigns.take_back_the_future(longest=longest, now=now)
@@ -124,9 +124,9 @@ class Sweep:
             return
         found = self._ledger.rollups.verify(now=now)
         if found.differences:
-            log.error("tallies were wrong and have been put right", differences=found.differences)
+            log.error("rollups were wrong and have been corrected", differences=found.differences)
         if found.accepted != found.leads:
-            log.error("accepted is not the sum over states", accepted=found.accepted, leads=found.leads)
+            log.error("accepted leads do not match the states", accepted=found.accepted, leads=found.leads)
 
     def _settle_old_uncertain(self, now: datetime) -> dict[str, int]:
         return self._ledger.leads.settle_old_uncertain(

@@ -29,7 +29,7 @@ from pipeline.sweep import Sweep
 
 log = logger(__name__)
 
-_ASK_EXPIRES_SECONDS = 6 * 3600.0
+_REQUEST_EXPIRES_SECONDS = 6 * 3600.0
 """Of a message that asks for a dispatcher: more than two hosts' clocks differ by, which judge it; one that comes late
 finds nothing to do."""
 
@@ -111,7 +111,7 @@ class Services:
             self.limiter,
             self.dispatch_leases,
             self.settings,
-            ask_for_help=self.ask_for_help,
+            request_dispatcher=self.request_dispatcher,
             stopping=self._stopping,
             counters=self.counters,
         )
@@ -142,25 +142,27 @@ class Services:
         )
 
     def wake(self, campaign_id: str) -> None:
-        """See that a dispatcher works on the campaign soon; does nothing where one does, or is asked for, already."""
-        self._ask(campaign_id, most=1)
+        """See that a dispatcher works on the campaign soon; does nothing if one does, or is requested, already."""
+        self._request_dispatchers(campaign_id, most=1)
 
-    def ask_for_help(self, campaign_id: str) -> None:
-        """Ask for one more dispatcher beside those that work on the campaign, up to the bound."""
-        self._ask(campaign_id, most=self.settings.dispatchers_per_campaign)
+    def request_dispatcher(self, campaign_id: str) -> None:
+        """Request one more dispatcher beside those that work on the campaign, up to the bound."""
+        self._request_dispatchers(campaign_id, most=self.settings.dispatchers_per_campaign)
 
-    def _ask(self, campaign_id: str, *, most: int) -> None:
+    def _request_dispatchers(self, campaign_id: str, *, most: int) -> None:
         try:
             if not self.dispatch_leases.request(campaign_id, most=most):
                 return
             try:
                 about = f"({campaign_id})"
-                self.broker.publish("pipeline.dispatch", campaign_id, about=about, expires_seconds=_ASK_EXPIRES_SECONDS)
+                self.broker.publish(
+                    "pipeline.dispatch", campaign_id, about=about, expires_seconds=_REQUEST_EXPIRES_SECONDS
+                )
             except BrokerUnavailable:
                 self.dispatch_leases.withdraw(campaign_id)
                 raise
         except (BrokerUnavailable, RedisUnavailable) as error:
-            log.warning("no dispatcher could be asked for; the sweep will", campaign=campaign_id, error=str(error))
+            log.warning("no dispatcher could be requested; the sweep will", campaign=campaign_id, error=str(error))
 
     def _merge_on(self) -> None:
         """Have another task merge the events that wait: one without events of its own."""

@@ -72,7 +72,7 @@ class Bench:
             limiter or self.limiter,
             leases or self.leases,
             settings,
-            ask_for_help=self.asked.append,
+            request_dispatcher=self.asked.append,
             stopping=stopping,
         )
         dispatcher._jitter.seed(4)  # no backoff by chance near nothing
