@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from bench import people
+from bench import fake_leads
 from bench.backends import CAMPAIGN
 from pipeline.sandbox.calls import Lead, plan
 from pipeline.sandbox.options import Options
@@ -13,7 +13,7 @@ from pipeline.sandbox.options import Options
 def event_bodies(number: int, *, start: int = 0) -> list[bytes]:
     """Bodies of events, one a call, each with a place for a number: `NNNNNNNNNNNN`."""
     bodies = []
-    for place, row in enumerate(people.rows(number, start=start)):
+    for place, row in enumerate(fake_leads.rows(number, start=start)):
         lead = Lead(f"{place:024x}", CAMPAIGN, row["phone"], row["data"], b"%d" % place)
         event = plan(lead, Options(lifecycle="final"), datetime(2026, 5, 8, tzinfo=UTC))[-1][1]
         bodies.append(event.body().replace(event.call.sid.encode()[-12:], b"NNNNNNNNNNNN"))
@@ -23,7 +23,7 @@ def event_bodies(number: int, *, start: int = 0) -> list[bytes]:
 def stories(number: int, *, start: int = 0) -> list[list[bytes]]:
     """The events of *number* calls in order: some calls have one event, most three or four."""
     told = []
-    for row in people.rows(number, start=start):
+    for row in fake_leads.rows(number, start=start):
         seed = row["phone"].encode()
         lead = Lead(f"{int(row['phone']):024x}", CAMPAIGN, row["phone"], row["data"], seed)
         told.append([event.body() for _, event in plan(lead, Options(), datetime(2026, 5, 8, tzinfo=UTC))])

@@ -21,7 +21,7 @@ import psutil
 import sqlalchemy as sa
 from rich.table import Table
 
-from bench import people
+from bench import fake_leads
 from bench.backends import CAMPAIGN, Absent, Backends, Sandbox, await_, run_json
 from bench.calls import stories
 from bench.events import in_order_of_time
@@ -105,7 +105,7 @@ def _journey(services: Backends, number: int) -> dict[str, Counters]:
 
         def take_in() -> None:
             nonlocal producer_seconds
-            rows = list(people.rows(number))
+            rows = list(fake_leads.rows(number))
             begun = time.process_time()
             enqueue(CAMPAIGN, rows, settings=settings, publisher=publisher)
             producer_seconds += time.process_time() - begun
@@ -114,7 +114,7 @@ def _journey(services: Backends, number: int) -> dict[str, Counters]:
         ledger.campaigns.ensure(CAMPAIGN, now=datetime.now(UTC))
         ledger.campaigns.pause(CAMPAIGN, reason="bench", now=datetime.now(UTC))
         publisher = Broker(celery_app(settings, works=False))
-        enqueue(CAMPAIGN, list(people.rows(500, start=90_000_000)), settings=settings, publisher=publisher)
+        enqueue(CAMPAIGN, list(fake_leads.rows(500, start=90_000_000)), settings=settings, publisher=publisher)
         parts = Services(settings)
         with services.processes(services.environment(settings)) as stack:
             part = stack.celery(

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from bench import people
+from bench import fake_leads
 from bench.backends import CAMPAIGN, Backends
 from bench.figures import Figure, absolute, console
 from pipeline.devstack.supervisor import ROOT
@@ -19,7 +19,7 @@ def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:  #
     """The figures of this module; one round, because what is measured is a bound and not a speed."""
     number = ROWS // 10 if quick else ROWS
     file = services.folder / "leads.csv"
-    people.write_csv(file, number)
+    fake_leads.write_csv(file, number)
     services.clean_valkey()
     environment = os.environ | services.environment(services.settings())
     started = time.perf_counter()

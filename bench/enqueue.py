@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from bench import people
+from bench import fake_leads
 from bench.backends import CAMPAIGN, Backends, run_json
 from bench.figures import Figure, compare, interleave
 
@@ -53,7 +53,7 @@ def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
 
 
 def _run(name: str, number: int) -> None:
-    warm_up, leads = list(people.rows(_WARM_UP, start=90_000_000)), list(people.rows(number))
+    warm_up, leads = list(fake_leads.rows(_WARM_UP, start=90_000_000)), list(fake_leads.rows(number))
     if name == "ours":
         from pipeline import enqueue
         from pipeline.broker import Broker, celery_app

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
-from bench import people
+from bench import fake_leads
 from bench.backends import CAMPAIGN, Absent, Backends, Sandbox, await_
 from bench.figures import Figure, compare, interleave
 from pipeline.broker import lead_batch
@@ -85,7 +85,7 @@ def _mean(services: Backends, ledger: Ledger, starts: Iterator[int], *, busy: bo
 
 def _one(parts: Backends, sandbox: Sandbox, start: int) -> float:
     """Hand ten leads to intake, and say how long it took until the last of them arrived at the sandbox."""
-    rows = [{**row, "phone": f"+91{row['phone']}"} for row in people.rows(_TEN, start=start)]
+    rows = [{**row, "phone": f"+91{row['phone']}"} for row in fake_leads.rows(_TEN, start=start)]
     phones = {row["phone"][-10:] for row in rows}
     began = time.time()
     parts.intake.take_in(lead_batch(_SMALL, rows, batch_id=uuid.uuid4()))

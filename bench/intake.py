@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import psycopg
 import sqlalchemy as sa
 
-from bench import people
+from bench import fake_leads
 from bench.backends import CAMPAIGN, Absent, Backends
 from bench.figures import Figure, compare, interleave
 from bench.peers.copy_rows import copy_batch, create_table
@@ -33,12 +33,12 @@ def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
         settings = services.settings()
         woken: list[str] = []
         intake = Intake(ledger, settings, wake=woken.append)
-        rows = [{**row, "phone": f"+91{row['phone']}", "key": f"+91{row['phone']}"} for row in people.rows(number)]
+        rows = [{**row, "phone": f"+91{row['phone']}", "key": f"+91{row['phone']}"} for row in fake_leads.rows(number)]
         messages = [
             lead_batch(CAMPAIGN, rows[place : place + _BATCH], batch_id=uuid.uuid4())
             for place in range(0, number, _BATCH)
         ]
-        plain = list(people.rows(number))
+        plain = list(fake_leads.rows(number))
         url = sa.make_url(ledger.database.url).set(drivername="postgresql").render_as_string(hide_password=False)
         with psycopg.connect(url) as connection:
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import psycopg
 import sqlalchemy as sa
 
-from bench import people
+from bench import fake_leads
 from bench.backends import CAMPAIGN, Absent, Backends, Sandbox, await_
 from bench.calls import event_bodies
 from bench.figures import Figure, compare, console
@@ -93,7 +93,7 @@ class _Pipeline:
         enqueued: dict[str, float] = {}
         called: dict[str, float] = {}
         trips: list[float] = []
-        rows = list(people.rows(len(numbers), start=numbers.start))
+        rows = list(fake_leads.rows(len(numbers), start=numbers.start))
         bodies = [
             body.replace(b"NNNNNNNNNNNN", b"%012d" % number)
             for number, body in zip(numbers, event_bodies(len(numbers), start=numbers.start), strict=True)

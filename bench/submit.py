@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import sqlalchemy as sa
 
-from bench import people
+from bench import fake_leads
 from bench.backends import CAMPAIGN, Backends, Sandbox, await_
 from bench.figures import Figure, compare, interleave
 from pipeline.domain.lead import Lead
@@ -66,7 +66,7 @@ def fill(ledger: Ledger, number: int, *, start: int = 0, campaign_id: str = CAMP
     campaign = ledger.campaigns.ensure(campaign_id, now=now)
     leads = [
         Lead.model_construct(phone=f"+91{row['phone']}", data=row["data"], key=row["phone"])
-        for row in people.rows(number, start=start)
+        for row in fake_leads.rows(number, start=start)
     ]
     for place in range(0, number, 500):
         ledger.leads.take_in(
@@ -109,7 +109,7 @@ def celery(services: Backends, number: int, *, session: bool) -> float:
     services.clean_valkey()
     app = Celery("filler", broker=services.broker_url, set_as_current=False)
     with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
-        for row in people.rows(number):
+        for row in fake_leads.rows(number):
             app.send_task(
                 "bench.peers.celery_task.submit_lead", args=[CAMPAIGN, row["phone"], row["data"]], producer=producer
             )

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable
 from functools import partial
 
-from bench import people
+from bench import fake_leads
 from bench.backends import CAMPAIGN, Absent, Backends
 from bench.figures import Figure, compare, console, interleave
 from bench.install import bullmq_folder, taskiq_python
@@ -78,7 +78,7 @@ def _fill(command: list[str], environment: dict[str, str], number: int) -> None:
     """Give a peer's own producer the leads on its standard input."""
     lines = "".join(
         json.dumps({"campaign": CAMPAIGN, "phone": row["phone"], "data": row["data"]}) + "\n"
-        for row in people.rows(number)
+        for row in fake_leads.rows(number)
     )
     done = subprocess.run(
         command, input=lines, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False

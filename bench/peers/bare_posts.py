@@ -15,7 +15,7 @@ import time
 
 import pycurl
 
-from bench import people
+from bench import fake_leads
 
 
 def prepared(url: str) -> pycurl.Curl:
@@ -65,7 +65,7 @@ def main(url: str, number: int, concurrency: int) -> None:
     """Metric, and print."""
     bodies = [
         json.dumps({"recipientPhoneNumber": row["phone"], "recipientData": row["data"]}).encode()
-        for row in people.rows(number)
+        for row in fake_leads.rows(number)
     ]
     before = time.process_time()
     if os.environ.get("ONE_BY_ONE") == "1":
