@@ -56,6 +56,14 @@ class Services:
         """The Redis of the limit and the dispatch leases."""
         return connect(self.settings.limiter_url)
 
+    @property
+    def redis_if_any(self) -> Redis | None:
+        """The same, or None beside RabbitMQ without `REDIS_URL`."""
+        try:
+            return self.redis
+        except SettingsError:
+            return None
+
     @cached_property
     def dispatch_leases(self) -> DispatchLeases:
         """Who dispatches which campaign."""
@@ -74,18 +82,12 @@ class Services:
     @cached_property
     def counters(self) -> Counters:
         """What this process counts for `/metrics`; without a Redis it counts for itself."""
-        try:
-            return Counters(self.redis)
-        except SettingsError:
-            return Counters()
+        return Counters(self.redis_if_any)
 
     @cached_property
     def crash_counter(self) -> CrashCounter:
         """How many processes died over what; without a Redis nobody counts."""
-        try:
-            return CrashCounter(self.redis)
-        except SettingsError:
-            return CrashCounter(None)
+        return CrashCounter(self.redis_if_any)
 
     @cached_property
     def spool(self) -> Spool:

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
-import redis
 from rich.console import Console
 
-from pipeline.devstack.embedded_valkey import NoEmbeddedBroker, embedded_broker, running_broker
+from pipeline.devstack.embedded_valkey import NoEmbeddedBroker, embedded_broker, running_broker, stop_broker
 from pipeline.domain.lead import LeadState
 from pipeline.domain.phone import InvalidPhone, to_e164
 from pipeline.settings import Settings, load_settings
@@ -110,8 +109,7 @@ def _own_broker(folder: Path) -> Iterator[str]:
     try:
         yield orphan
     finally:
-        with contextlib.suppress(redis.RedisError), redis.Redis.from_url(orphan, socket_timeout=10) as client:
-            client.shutdown()  # it writes its append-only file first
+        stop_broker(orphan)
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""What processes share in Redis: the rate limit, dispatch leases, heartbeats, the crash counter and counters."""
+"""What processes share in Redis: the rate limit, dispatch leases, heartbeats, marks, the crash counter and counters."""

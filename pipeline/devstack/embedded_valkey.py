@@ -58,6 +58,12 @@ def running_broker(folder: Path) -> str | None:
     return url if _serves(url, folder) else None
 
 
+def stop_broker(url: str) -> None:
+    """End the private broker at *url*, which another process started; it writes its append-only file first."""
+    with contextlib.suppress(redis.RedisError), redis.Redis.from_url(url, socket_timeout=10) as client:
+        client.shutdown()
+
+
 def free_port() -> int:
     """A port that was free a moment ago."""
     with socket.socket() as probe:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
-from typing import Any
-
-import redis
+from datetime import datetime
 
 from pipeline.broker import QUEUES, Broker, BrokerUnavailable, celery_app
 from pipeline.cli.doctor.finding import Finding, Verdict, one_line
 from pipeline.cli.session import sqlite_file
-from pipeline.coordination.connection import RedisUnavailable
+from pipeline.coordination.connection import RedisUnavailable, connect
 from pipeline.coordination.heartbeats import Heartbeat, Heartbeats
+from pipeline.coordination.inspection import Condition, inspecting
 from pipeline.domain.campaign import CampaignState, HoldKind
 from pipeline.ledger import Ledger, SchemaMismatch, ledger_is_at_fault
 from pipeline.settings import Settings, SettingsError
 
 _WARN_SECONDS, _FAIL_SECONDS = 1.0, 5.0  # between two clocks; claims and leases allow for some seconds
 _LATE_SECONDS = 60.0  # without a sweep that ended
-_REDIS_WAIT_SECONDS = 3
 
 
 def broker(settings: Settings) -> Iterator[Finding]:
@@ -45,57 +42,52 @@ def broker(settings: Settings) -> Iterator[Finding]:
 
 def _redis(url: str) -> Iterator[Finding]:
     try:
-        with redis.Redis.from_url(url, socket_timeout=_REDIS_WAIT_SECONDS, decode_responses=True) as client:
-            told: dict[str, Any] = client.info("persistence") | client.info("memory")
-    except redis.RedisError as error:
-        yield Finding("persistence", "warn", f"the broker does not tell how it is set up ({one_line(error)})")
+        with inspecting(url, "the broker") as server:
+            found = server.condition()
+    except RedisUnavailable as error:
+        yield Finding("persistence", "warn", f"the broker does not report how it is set up ({one_line(error)})")
         return
-    if not told.get("aof_enabled"):
+    if not found.append_only:
         text = "the append-only file is off: a restart of the broker loses what is queued; set `appendonly yes`"
         yield Finding("persistence", "warn", text)
-    elif told.get("aof_last_write_status", "ok") != "ok":
+    elif not found.can_write:
         yield Finding("persistence", "fail", "the broker cannot write its append-only file: is its disk full?")
     else:
         yield Finding("persistence", "ok", "append-only file is on: queued leads survive the broker's restart")
-    yield _eviction("eviction", told)
-    used, most = int(told.get("used_memory", 0)), int(told.get("maxmemory", 0))
-    if most and used >= 0.8 * most:
-        verdict: Verdict = "fail" if used >= 0.95 * most else "warn"
-        text = (
-            f"the broker uses {used:,} of {most:,} bytes: at its bound it refuses leads; raise maxmemory or add workers"
-        )
-        yield Finding("memory", verdict, text)
+    if found.eviction == "noeviction":
+        yield Finding("eviction", "ok", "never evicts")
     else:
-        yield Finding(
-            "memory", "ok", f"the broker uses {used // 1024**2:,} MiB" + (f" of {most // 1024**2:,}" if most else "")
-        )
+        text = f"maxmemory-policy is {found.eviction}: leads may be dropped; set noeviction"
+        yield Finding("eviction", "fail", text)
+    yield _memory(found)
 
 
-def _eviction(check: str, told: dict[str, Any]) -> Finding:
-    policy = told.get("maxmemory_policy", "noeviction")
-    if policy == "noeviction":
-        return Finding(check, "ok", "never evicts")
-    return Finding(check, "fail", f"maxmemory-policy is {policy}: leads may be dropped; set noeviction")
+def _memory(found: Condition) -> Finding:
+    used, most = found.used_bytes, found.most_bytes
+    if not most or used < 0.8 * most:
+        bound = f" of {most // 1024**2:,}" if most else ""
+        return Finding("memory", "ok", f"the broker uses {used // 1024**2:,} MiB{bound}")
+    verdict: Verdict = "fail" if used >= 0.95 * most else "warn"
+    text = f"the broker uses {used:,} of {most:,} bytes: when full it refuses leads; raise maxmemory or add workers"
+    return Finding("memory", verdict, text)
 
 
 def limit(settings: Settings) -> Iterator[Finding]:
     """Whether the Redis of the rate limit answers, and keeps what it is told."""
     try:
         url = settings.limiter_url
-        with redis.Redis.from_url(url, socket_timeout=_REDIS_WAIT_SECONDS, decode_responses=True) as client:
-            client.ping()
-            told: dict[str, Any] = client.info("memory")
+        with inspecting(url, "the rate limit") as server:
+            found = server.condition()
     except SettingsError as error:
         yield Finding("limit", "fail", str(error))
-    except redis.RedisError as error:
-        text = f"its Redis does not answer ({one_line(error)}): nothing is sent without it; check REDIS_URL"
-        yield Finding("limit", "fail", text)
+    except RedisUnavailable as error:
+        yield Finding("limit", "fail", f"{one_line(error)}: nothing is sent without it; check REDIS_URL")
     else:
-        if url != settings.broker_url and told.get("maxmemory_policy", "noeviction") != "noeviction":
+        if url != settings.broker_url and found.eviction != "noeviction":
             text = "its Redis may evict the limit and send too fast for a moment; set maxmemory-policy noeviction"
             yield Finding("limit", "warn", text)
         else:
-            yield Finding("limit", "ok", "its Redis answers")
+            yield Finding("limit", "ok", "rate limiter: Redis reachable")
 
 
 def ledger(settings: Settings, clock: Callable[[], datetime]) -> Iterator[Finding]:
@@ -163,10 +155,9 @@ def _clocks(settings: Settings, found: Ledger | None, clock: Callable[[], dateti
     if found is not None and not found.database.is_sqlite:
         off["the database's"] = _offset(found.health.clock, clock)
     try:
-        with redis.Redis.from_url(settings.limiter_url, socket_timeout=_REDIS_WAIT_SECONDS) as client:
-            client.ping()  # connecting is no part of the question
-            off["Redis'"] = _offset(lambda: _redis_time(client), clock)
-    except (redis.RedisError, SettingsError):
+        with inspecting(settings.limiter_url, "the rate limit") as server:
+            off["Redis'"] = _offset(server.clock, clock)
+    except (RedisUnavailable, SettingsError):
         if not off:
             return  # the limit's finding says why
     worst = max((abs(seconds) for seconds in off.values()), default=0.0)
@@ -177,11 +168,6 @@ def _clocks(settings: Settings, found: Ledger | None, clock: Callable[[], dateti
         yield Finding("clock", verdict, text)
     else:
         yield Finding("clock", "ok", f"by this host's clock {told}")
-
-
-def _redis_time(client: redis.Redis) -> datetime:
-    seconds, micro = client.time()
-    return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=micro)
 
 
 def _offset(remote: Callable[[], datetime], clock: Callable[[], datetime]) -> float:
@@ -198,10 +184,10 @@ def _offset(remote: Callable[[], datetime], clock: Callable[[], datetime]) -> fl
 def signs_of_life(settings: Settings) -> Iterator[Finding]:
     """Whether somebody works on each queue, a beat beats, the sweeps come to their end, and a web process serves."""
     try:
-        with redis.Redis.from_url(settings.limiter_url, socket_timeout=_REDIS_WAIT_SECONDS) as client:
-            pulse = Heartbeats(client)
-            alive, swept = pulse.alive(), pulse.last_run("sweep")
-    except (RedisUnavailable, redis.RedisError, SettingsError):
+        with connect(settings.limiter_url) as client:
+            heartbeats = Heartbeats(client)
+            alive, swept = heartbeats.alive(), heartbeats.last_run("sweep")
+    except (RedisUnavailable, SettingsError):
         yield Finding("workers", "fail", "who lives is not known, because the limit's Redis does not tell")
         return
     yield from _workers([sign for sign in alive if sign.kind == "worker"])

@@ -1,7 +1,7 @@
-"""Who may see the pages: passwords, sessions, tries of wrong passwords, and how many pages are made at a time.
+"""Who may see the pages: passwords, sessions, sign-in attempts, and how many pages are made at a time.
 
-A session is a signed cookie, so that every process on every host that knows `OPS_SECRET` reads it and none has to keep
-it. It ends with its time, when somebody signs out, and when the user's entry in `OPS_USERS` changes or goes.
+A session is a signed cookie, so every process on every host that knows `OPS_SECRET` can read it and none has to store
+it. It ends after its time, when the user signs out, and when the user's entry in `OPS_USERS` changes or is removed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-import redis
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from werkzeug.security import check_password_hash, generate_password_hash
 
+from pipeline.coordination.connection import RedisUnavailable
+from pipeline.coordination.marks import Marks
 from pipeline.observability.logs import logger
 from pipeline.settings import OpsUser, Settings
 
@@ -28,7 +30,7 @@ COOKIE = "pipeline_ops"
 FORM_COOKIE = "pipeline_ops_form"
 FORM_SECONDS = 3600  # how long a sign-in page may stand open
 
-_WINDOW_SECONDS = 600
+_WINDOW = timedelta(minutes=10)
 _TRIES_OF_ADDRESS = 10  # wrong passwords in the window
 _TRIES_OF_NAME = 50  # higher: whoever knows a name should not lock its owner out with a handful of requests
 _MOST_LOCAL = 10_000
@@ -36,7 +38,8 @@ _AT_ONCE = 2  # pages that are made at a time in a process; the webhook has the 
 _WAITING = 4  # pages that wait for those
 _PATIENCE_SECONDS = 2.0
 _NOTE_SECONDS = 60
-_PREFIX = "futwork:ops"
+PREFIX = "futwork:ops"
+"""Of the marks of these pages in Redis."""
 
 _NOBODY = "scrypt.32768.8.1.c2h2NgTnqtqZ8hYu." + "0" * 128
 """What the password of an unknown name is checked against, so that it takes as long as a known one's."""
@@ -61,16 +64,16 @@ class Visitor:
 
 
 class Gatekeeper:
-    """Signs people in and knows them again."""
+    """Signs people in and recognises their sessions."""
 
-    def __init__(self, settings: Settings, *, redis: Callable[[], redis.Redis | None]) -> None:
+    def __init__(self, settings: Settings, *, marks: Callable[[], Marks]) -> None:
         self._users = settings.operators()
         self._seconds = settings.ops_session_seconds
         secret = settings.ops_secret.get_secret_value()
         self._sessions = _serializer(secret, "session")
         self._forms = _serializer(secret, "form")
         self._notes = _serializer(secret, "note")
-        self._redis = redis
+        self._marks = marks
         self._local: dict[str, tuple[float, int]] = {}
         self._lock = threading.Lock()
 
@@ -86,12 +89,12 @@ class Gatekeeper:
         return Visitor(user.name, user.role == "operator", said["csrf"], said["id"])
 
     def sign_in(self, name: str, password: str, *, address: str) -> str | None:
-        """The cookie of a new session, or None if name or password are wrong; raises `Locked` after too many tries.
+        """The cookie of a new session, or None if name or password are wrong; raises `Locked` after too many attempts.
 
-        A try counts before the password is looked at, so that many at once are not all looked at.
+        An attempt is counted before its password is checked, so that of many at once only the first are checked.
         """
         counters = {f"address:{address}": _TRIES_OF_ADDRESS, f"name:{_short(name)}": _TRIES_OF_NAME}
-        tries = {counter: self._count(counter) for counter in counters}  # both count, whichever is too many
+        tries = {counter: self._count(counter) for counter in counters}  # both are counted, even if one is over already
         if any(tries[counter] > most for counter, most in counters.items()):
             raise Locked
         user = self._users.get(name)
@@ -106,11 +109,9 @@ class Gatekeeper:
 
     def end(self, visitor: Visitor) -> None:
         """End a session everywhere; where Redis is away only the cookie goes, and ends at its time."""
-        client = self._redis()
         try:
-            if client is not None:
-                client.set(f"{_PREFIX}:ended:{visitor.session}", 1, ex=self._seconds)
-        except redis.RedisError:
+            self._marks().set(f"ended:{visitor.session}", duration=timedelta(seconds=self._seconds))
+        except RedisUnavailable:
             log.warning("a session could not be ended everywhere", user=visitor.name)
 
     def new_form(self) -> tuple[str, str]:
@@ -138,39 +139,30 @@ class Gatekeeper:
             return None
 
     def _has_ended(self, session: str) -> bool:
-        client = self._redis()
         try:
-            return client is not None and bool(client.exists(f"{_PREFIX}:ended:{session}"))
-        except redis.RedisError:
+            return self._marks().is_set(f"ended:{session}")
+        except RedisUnavailable:
             return False
 
     def _count(self, counter: str) -> int:
-        client = self._redis()
-        if client is not None:
-            try:
-                key = f"{_PREFIX}:tries:{counter}"
-                pipe = client.pipeline()
-                pipe.incr(key)
-                pipe.expire(key, _WINDOW_SECONDS, nx=True)
-                return int(pipe.execute()[0])
-            except redis.RedisError:
-                log.warning("tries of passwords are counted in this process alone: redis is away")
+        try:
+            return self._marks().count(f"tries:{counter}", window=_WINDOW)
+        except RedisUnavailable:
+            log.warning("sign-in attempts are counted in this process alone: no Redis answers")
         with self._lock:
             if len(self._local) > _MOST_LOCAL:
                 self._local.clear()
             began, tries = self._local.get(counter, (time.monotonic(), 0))
-            if time.monotonic() - began > _WINDOW_SECONDS:
+            if time.monotonic() - began > _WINDOW.total_seconds():
                 began, tries = time.monotonic(), 0
             self._local[counter] = (began, tries + 1)
             return tries + 1
 
     def _forget(self, counter: str) -> None:
-        client = self._redis()
         try:
-            if client is not None:
-                client.delete(f"{_PREFIX}:tries:{counter}")
-        except redis.RedisError:
-            log.debug("tries were not forgotten", error="redis is away")
+            self._marks().forget(f"tries:{counter}")
+        except RedisUnavailable:
+            log.debug("sign-in attempts were not forgotten", error="no Redis answers")
         with self._lock:
             self._local.pop(counter, None)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from functools import cached_property
 
-import redis
 from flask import Blueprint, Response, current_app, g, redirect, render_template, request, url_for
 from werkzeug.exceptions import Forbidden, HTTPException, TooManyRequests
 from werkzeug.wrappers import Response as AnyResponse
 
+from pipeline.coordination.marks import Marks
 from pipeline.ledger import Ledger, SchemaMismatch, ledger_is_at_fault, open_ledger
 from pipeline.observability.logs import logger
-from pipeline.settings import Settings, SettingsError
+from pipeline.settings import Settings
 from pipeline.web.ops import masking
-from pipeline.web.ops.access import COOKIE, Gatekeeper, Turnstile, Visitor
+from pipeline.web.ops.access import COOKIE, PREFIX, Gatekeeper, Turnstile, Visitor
 from pipeline.wiring import Services, services
 
 log = logger(__name__)
@@ -37,7 +37,7 @@ class Ops:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.turnstile = Turnstile()
-        self.gatekeeper = Gatekeeper(settings, redis=self._redis)
+        self.gatekeeper = Gatekeeper(settings, marks=lambda: self.marks)
 
     @property
     def services(self) -> Services:
@@ -49,11 +49,10 @@ class Ops:
         """The ledger over connections of the pages' own."""
         return open_ledger(self.settings.database_url, statement_seconds=STATEMENT_SECONDS)
 
-    def _redis(self) -> redis.Redis | None:
-        try:
-            return self.services.redis
-        except SettingsError:
-            return None
+    @cached_property
+    def marks(self) -> Marks:
+        """Where ended sessions and sign-in attempts are marked for all processes."""
+        return Marks(self.services.redis_if_any, prefix=PREFIX)
 
 
 def ops() -> Ops:
