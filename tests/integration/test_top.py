@@ -33,7 +33,7 @@ from pipeline.domain.campaign import Hold, HoldKind
 from pipeline.ledger import Ledger
 from pipeline.settings import load_settings
 from tests.conftest import CAMPAIGN, make_lead
-from tests.integration.test_cli import Result, run
+from tests.integration.cli.conftest import Result, run
 from tests.waiting import until
 
 __all__ = ["run"]

@@ -20,7 +20,7 @@ import pytest
 from pipeline.cli.demo import BUNDLED, BUNDLED_LEADS, BUNDLED_SEED, DemoReport
 from pipeline.cli.demo.fake_leads import write_leads
 from pipeline.domain.lead import LeadState
-from tests.integration.test_cli import read_all, run
+from tests.integration.cli.conftest import read_all, run
 from tests.waiting import until
 
 __all__ = ["run"]

@@ -23,11 +23,9 @@ from pipeline.broker import lead_batch
 from pipeline.devstack.embedded_valkey import free_port
 from pipeline.ledger import Ledger
 from tests.conftest import CAMPAIGN
+from tests.journey.conftest import push_raw, task_headers
 from tests.journey.fleet import ROOT, Fleet, Process
-from tests.journey.test_worker import make_fleet, own_valkey, push_raw, task_headers
 from tests.waiting import until
-
-__all__ = ["make_fleet", "own_valkey"]
 
 pytestmark = [pytest.mark.journey, pytest.mark.timeout(240)]
 

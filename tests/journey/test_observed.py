@@ -21,8 +21,8 @@ import pytest
 from pipeline.devstack.embedded_valkey import free_port
 from pipeline.domain.lead import lead_id
 from tests.conftest import CAMPAIGN
+from tests.journey.conftest import phones_in
 from tests.journey.fleet import ROOT, Fleet, Process, Valkey
-from tests.journey.test_worker import phones_in
 from tests.waiting import until
 
 pytestmark = [pytest.mark.journey, pytest.mark.timeout(150)]

@@ -18,11 +18,11 @@ from pipeline.ledger import Ledger, MigrationBlocked
 from pipeline.ledger.upgrade import upgrade
 from tests.conftest import CAMPAIGN
 from tests.integration.test_migrations import address, new_database, new_ledger
+from tests.journey.conftest import rows
 from tests.journey.fleet import Fleet
-from tests.journey.test_worker import make_fleet, own_valkey, rows
 from tests.waiting import until
 
-__all__ = ["make_fleet", "new_database", "new_ledger", "own_valkey"]
+__all__ = ["new_database", "new_ledger"]
 
 pytestmark = [pytest.mark.journey, pytest.mark.timeout(240)]
 
