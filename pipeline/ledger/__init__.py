@@ -102,9 +102,8 @@ class Ledger:
         return self.database.now()
 
     def ping(self) -> None:
-        """Raise one of `LedgerUnavailable` unless a query is answered."""
-        with self.database.read() as connection:
-            connection.execute(sa.text("SELECT 1"))
+        """Raise one of `LedgerUnavailable` unless the database answers and takes writes."""
+        self.database.check_writable()
 
     def revisions(self) -> tuple[str | None, str | None]:
         """The revision of the database's tables, and the one that this release brings."""

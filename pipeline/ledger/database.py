@@ -7,34 +7,25 @@ up instead of failing when both turn from readers into writers.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.types import TypeDecorator
+
+from pipeline.ledger import postgres
 
 _SQLITE_BUSY_MS = 15_000  # how long a writer waits for another; a batch of ours takes a few milliseconds
 _ASK_TIME_SECONDS = 10.0  # between two looks at the database's clock
-_PG_CONNECT_SECONDS = 5
-_PG_STATEMENT_MS = 60_000  # no statement of ours takes near as long; a stuck one must not hold a worker for ever
-_PG_FRESH_SECONDS = 1.0  # of a connection that was used so shortly before that it is not asked whether it stands
-_PG_IDLE_MS = 60_000  # in a transaction: a process that stands still must not keep its locks for ever
-_PG_KEEPALIVES = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
-"""A server that is gone without a word, with its host, is noticed within half a minute; seconds, the last in ms."""
-_POOLED: dict[str, Any] = {"prepare_threshold": None}
-"""Behind PgBouncer in transaction mode the next statement may meet another server process: it knows no statement that
-was prepared before, and no bound; those belong on the role (`docs/scaling.md`)."""
-
 CLOCKS_APART = timedelta(minutes=5)
 """How far ahead a time may be that was written a moment ago; further, and the clock was set back since."""
 
@@ -75,7 +66,7 @@ class Database:
     """An engine with the ledger's two kinds of connection, and rows as a table for batch statements."""
 
     def __init__(self, url: str, *, statement_seconds: float | None = None) -> None:
-        self.url = normalise_url(url)
+        self.url = postgres.read_url(url)
         self.engine = _create_engine(self.url, statement_seconds)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._asked_at: float | None = None
@@ -142,6 +133,17 @@ class Database:
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             yield connection
 
+    def check_writable(self) -> None:
+        """Raise one of `LedgerUnavailable` unless the database answers and takes writes."""
+        if self.is_sqlite:
+            with self.read() as connection:
+                connection.execute(sa.text("SELECT 1"))
+            if self.url.database and not os.access(self.url.database, os.W_OK):
+                raise postgres.LedgerReadOnly(None, None, Exception(f"{self.url.database} cannot be written"))
+            return
+        with self.read() as connection:
+            postgres.check_writable(connection)
+
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
@@ -192,69 +194,24 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no place in a batch")
 
 
-def normalise_url(url: str) -> sa.URL:
-    """The SQLAlchemy URL of what people write: `postgres://`, `postgresql://` and `sqlite:///` all work.
-
-    `?pooler=transaction` says that the address is a PgBouncer's in transaction mode.
-    """
-    parsed = sa.make_url(url)
-    if parsed.drivername in ("postgres", "postgresql"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    return parsed
-
-
 def _create_engine(url: sa.URL, statement_seconds: float | None) -> sa.Engine:
-    if url.get_backend_name() == "sqlite":
-        if url.database and url.database != ":memory:":
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(
-            url,
-            hide_parameters=True,
-            connect_args={"timeout": _SQLITE_BUSY_MS / 1000, "check_same_thread": False},
-        )
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
-        if statement_seconds is not None:
-            _bound_sqlite(engine, statement_seconds)
-        return engine
-    pooled = url.query.get("pooler") == "transaction"
-    statement_ms = _PG_STATEMENT_MS if statement_seconds is None else round(statement_seconds * 1000)
+    if url.get_backend_name() == "postgresql":
+        return postgres.create_engine(url, statement_seconds)
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(
-        url.difference_update_query(["pooler"]),
-        hide_parameters=True,  # errors reach logs, and parameters hold phone numbers
-        pool_timeout=10,
-        pool_recycle=1800,
-        connect_args={
-            "connect_timeout": _PG_CONNECT_SECONDS,
-            "application_name": "futwork-lead-pipeline",
-            **(_POOLED if pooled else _of_our_own(statement_ms)),
-            **_PG_KEEPALIVES,
-        },
+        url,
+        hide_parameters=True,
+        connect_args={"timeout": _SQLITE_BUSY_MS / 1000, "check_same_thread": False},
     )
-    if pooled and statement_seconds is not None:
-        bound = f"SET LOCAL statement_timeout = {statement_ms}"
-        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(bound))
-    sa.event.listen(engine, "checkin", _note_use)
-    sa.event.listen(engine, "checkout", partial(_ask_if_idle, engine))
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    if statement_seconds is not None:
+        _bound_sqlite(engine, statement_seconds)
     return engine
 
 
-def _note_use(_connection: Any, record: ConnectionPoolEntry) -> None:
-    record.info["used"] = time.monotonic()
-
-
-def _ask_if_idle(engine: sa.Engine, connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
-    """Ask a connection that idled whether it still stands, as `pool_pre_ping` does; one that was just used stands."""
-    used = record.info.get("used")
-    if used is None or time.monotonic() - used < _PG_FRESH_SECONDS:
-        return
-    try:
-        engine.dialect.do_ping(connection)
-    except engine.dialect.loaded_dbapi.Error as error:
-        raise sa.exc.InvalidatePoolError from error  # the others idled as long
-
-
-def _prepare_sqlite(connection: Any, _record: ConnectionPoolEntry) -> None:
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions by itself; _begin_sqlite does
     for pragma in (f"busy_timeout={_SQLITE_BUSY_MS}", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
@@ -273,12 +230,6 @@ def _keep_a_wal(connection: Any) -> None:
             if kind != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
                 raise
         time.sleep(0.01)
-
-
-def _of_our_own(statement_ms: int) -> dict[str, str]:
-    """A connection that is ours alone takes its bounds when it begins."""
-    bounds = f"-c statement_timeout={statement_ms} -c idle_in_transaction_session_timeout={_PG_IDLE_MS}"
-    return {"options": f"{bounds} -c timezone=UTC"}
 
 
 def _bound_sqlite(engine: sa.Engine, seconds: float) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from pipeline.ledger.database import Database
+from pipeline.ledger.postgres import encoding
 from pipeline.observability.logs import logger
 
 log = logger(__name__)
@@ -48,6 +49,7 @@ def upgrade(
         return
     deadline = time.monotonic() + patience_seconds
     with _alone(database, deadline) as connection:
+        _refuse_other_encodings(connection)
         pause = 0.2
         while True:
             try:
@@ -65,6 +67,15 @@ def upgrade(
             log.warning("a migration gave way to a long transaction", again_in_seconds=pause)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def _refuse_other_encodings(connection: sa.Connection) -> None:
+    if (found := encoding(connection)) != "UTF8":
+        raise MigrationBlocked(
+            f"the database has the encoding {found}, and the ledger needs UTF8: create one with"
+            " CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+        )
+    connection.rollback()
 
 
 def _apply(config: object, connection: sa.Connection, revision: str) -> None:

@@ -85,8 +85,8 @@ class PrivatePostgres(_Postgres):
         self._bin = homes[-1] if homes else Path(str(home)).parent
         self._log = folder / "postgres.log"
         self._folder = Path(tempfile.mkdtemp(prefix="chaos-postgres-"))  # the server's user must be able to reach it
-        self._port = free_port()
-        url = f"postgresql+psycopg://postgres@127.0.0.1:{self._port}/postgres"
+        self.port = free_port()
+        url = f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
         super().__init__(url, url)
 
     def start(self) -> None:
@@ -98,9 +98,28 @@ class PrivatePostgres(_Postgres):
 
     def up(self) -> None:
         """Start the server."""
-        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=60"
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=60"
         log = str(self._folder / "server.log")
         self._run("pg_ctl", "-D", str(self._folder), "-w", "-t", "30", "-l", log, "-o", options, "start")
+
+    def copy(self, primary: PrivatePostgres) -> None:
+        """Become a standby of *primary*, from a copy of it."""
+        if os.geteuid() == 0:
+            shutil.chown(self._folder, "postgres", "postgres")
+        source = ("-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres")
+        self._run("pg_basebackup", "-D", str(self._folder), *source, "-R", "--no-sync", "-c", "fast")
+
+    def promote(self) -> None:
+        """Turn from a standby into a primary."""
+        self._run("pg_ctl", "-D", str(self._folder), "-w", "promote")
+
+    def follow(self, primary: PrivatePostgres) -> None:
+        """Start as the standby of *primary* at the next start."""
+        with (self._folder / "postgresql.auto.conf").open("a") as settings:
+            settings.write(f"primary_conninfo = 'host=127.0.0.1 port={primary.port} user=postgres'\n")
+        (self._folder / "standby.signal").touch()
+        if os.geteuid() == 0:
+            shutil.chown(self._folder / "standby.signal", "postgres", "postgres")
 
     def down(self, mode: str) -> None:
         """Stop the server: `fast` breaks transactions off, `immediate` leaves recovery to the next start."""
@@ -131,3 +150,34 @@ class PrivatePostgres(_Postgres):
             done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd="/", timeout=90)
         if done.returncode:
             raise ServiceMissing(f"{program} ended with code {done.returncode}; see {self._log}")
+
+
+class PostgresPair:
+    """A primary and its standby, two private servers that change places."""
+
+    def __init__(self, folder: Path) -> None:
+        self.primary, self.standby = PrivatePostgres(folder), PrivatePostgres(folder)
+        hosts = ",".join(f"127.0.0.1:{one.port}" for one in (self.primary, self.standby))
+        self.url = f"postgresql://postgres@{hosts}/postgres"
+
+    def start(self) -> None:
+        """Make the primary, copy it, and let the copy follow it."""
+        self.primary.start()
+        self.standby.copy(self.primary)
+        self.standby.up()
+
+    def fail_over(self) -> None:
+        """Stop the primary, promote the standby, and let the old primary follow it.
+
+        An orderly stop sends the standby everything that was committed, so nothing may be missing afterwards.
+        """
+        self.primary.down("fast")
+        self.standby.promote()
+        self.primary, self.standby = self.standby, self.primary
+        self.standby.follow(self.primary)
+        self.standby.up()
+
+    def close(self) -> None:
+        """Stop both for good."""
+        self.standby.close()
+        self.primary.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from pipeline.ledger import Ledger, LedgerUnavailable, database
+from pipeline.ledger import Ledger, LedgerUnavailable, postgres
 
 _END_ALL = sa.text(
     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
@@ -28,7 +28,7 @@ def end_idle_connections(ledger: Ledger) -> None:
 def test_a_connection_that_was_closed_while_it_idled_is_replaced(
     postgres_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_PG_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(postgres, "_FRESH_SECONDS", 0.0)
     postgres_ledger.ping()
     end_idle_connections(postgres_ledger)
     postgres_ledger.ping()
@@ -36,7 +36,7 @@ def test_a_connection_that_was_closed_while_it_idled_is_replaced(
 
 def test_a_connection_that_was_just_used_is_not_asked(postgres_ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """It costs a round trip; whoever meets the break tries again, and gets a new connection."""
-    monkeypatch.setattr(database, "_PG_FRESH_SECONDS", 3600.0)
+    monkeypatch.setattr(postgres, "_FRESH_SECONDS", 3600.0)
     postgres_ledger.ping()
     end_idle_connections(postgres_ledger)
     with pytest.raises(LedgerUnavailable):

@@ -16,6 +16,7 @@ from pipeline.domain import campaign as campaign_rules
 from pipeline.domain.campaign import CampaignState, Hold, HoldKind
 from pipeline.domain.lead import NAMESPACE, TRANSITIONS, LeadState, Outcome, Retry, lead_id, settle
 from pipeline.futwork import judge
+from pipeline.ledger.postgres import NEEDS, PARAMETERS, WISHES
 from pipeline.observability.metrics import METRICS, as_markdown
 from pipeline.settings import Settings
 from pipeline.worker.app import build_app
@@ -169,6 +170,21 @@ def test_every_lead_state_is_explained_where_it_is_defined():
 
     for state in LeadState:
         assert re.search(rf'{state.name} = "{state.value}"\n    """', source)
+
+
+# operations.md
+
+
+def test_what_a_connection_to_postgresql_sets_is_documented():
+    documented = {}
+    for names, values, may_change in table(read("operations.md"), "setting"):
+        pairs = zip(names.split(", "), values.split("`, `"), strict=True)
+        documented |= {name.strip("`"): (value.strip("`"), may_change.startswith("yes")) for name, value in pairs}
+
+    needs = NEEDS | {"client_encoding": PARAMETERS["client_encoding"]}
+    wishes = PARAMETERS | WISHES
+    ours = {name: (value, name not in needs) for name, value in (wishes | needs).items()}
+    assert ours == documented
 
 
 # decisions.md
