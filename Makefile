@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test chaos alerts check metrics docs format fuzz bench constraints clean
+.PHONY: help setup demo up test test-one chaos-short chaos alerts check metrics docs format fuzz bench constraints clean
 
 help:  ## list the chores
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,8 +24,14 @@ demo: setup  ## watch leads travel to a simulated Futwork and back (about 20 sec
 up: setup  ## run every part in one terminal against the sandbox, until Ctrl-C
 	@$(BIN)/pipeline up --sandbox $(ARGS)
 
-test: setup  ## run the whole test suite; a test whose service is absent skips and says so
+test: setup  ## run the test suite: unit, integration, journey; a test whose service is absent skips and says so
 	@$(BIN)/python -m pytest -n 6 --dist worksteal $(ARGS)
+
+test-one: setup  ## run the tests of one path in this process, to debug them (T=tests/unit/test_lead.py)
+	@$(BIN)/python -m pytest -n 0 $(T) $(ARGS)
+
+chaos-short: setup  ## each experiment of the chaos suite once, in its short form (a few minutes)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m chaos tests/chaos $(ARGS)
 
 chaos: setup  ## kill, cut, fill and mis-set every part under load, and check the promises (some ten minutes)
 	@$(BIN)/python -m tests.chaos $(ARGS)

@@ -22,11 +22,16 @@ from pipeline.devstack.embedded_valkey import embedded_broker
 from pipeline.domain.lead import Answer, Claim, Lead, Outcome, lead_id
 from pipeline.ledger import Ledger, metadata
 from pipeline.settings import Settings
+from tests.waiting import measured_slowness, patience
 
 POSTGRES_URL = os.environ.get("TEST_DATABASE_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/test")
 RABBITMQ_URL = os.environ.get("TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672//")
 CAMPAIGN = "68ecc86fd9fbecbe9431a18e"
 NOW = datetime(2026, 5, 8, 12, 0, tzinfo=UTC)
+
+JOURNEYS = Path(__file__).parent / "journey"
+LIMIT_SECONDS = 300  # what no test takes on an idle machine unless it hangs
+CHAOS_LIMIT_SECONDS = 1800
 
 for _number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:  # under `nohup` or in a script's background
@@ -41,28 +46,37 @@ def missing(service: str, why: object) -> None:
     pytest.skip(message)
 
 
+def pytest_configure() -> None:
+    """Measure the machine before pytest-xdist starts processes, which inherit what was found."""
+    measured_slowness()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each process of pytest-xdist begins with its share of the long tests, so that none is left with one at the end.
+    """Mark the journeys, and begin each process of pytest-xdist with its share of them, as they take longest.
 
     It gives each process one piece of the list; who is done early takes short tests from the end of another's piece.
-    Half of the processes begin with journeys that kill, the others with the rest: a machine of two cores bears that.
     """
-    pieces = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    journeys = [item for item in items if item.get_closest_marker("journey")]
-    short = [item for item in items if not item.get_closest_marker("journey")]
-    chaos = [item for item in journeys if item.path.name == "test_chaos.py"]
-    others = [item for item in journeys if item.path.name != "test_chaos.py"]
+    journeys = [item for item in items if JOURNEYS in item.path.parents]
+    for item in journeys:
+        item.add_marker("journey")
+    short = [item for item in items if JOURNEYS not in item.path.parents]
+    pieces, left = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), len(items)
     ordered: list[pytest.Item] = []
-    left = len(items)
     for piece in range(pieces):
-        kills, rest = chaos[piece::pieces], others[piece::pieces]
-        half = len(kills) // 2 if piece % 2 else len(kills)
-        mine = [*kills[:half], *rest[: len(rest) // 2], *kills[half:], *rest[len(rest) // 2 :]]
         size = left // (pieces - piece)
         left -= size
+        mine = journeys[piece::pieces]
         mine += [short.pop(0) for _ in range(size - len(mine))]
         ordered += mine
     items[:] = ordered + short
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let pytest-timeout end a test that hangs; the limit grows with what the machine does now."""
+    limit = CHAOS_LIMIT_SECONDS if item.get_closest_marker("chaos") else LIMIT_SECONDS
+    item.add_marker(pytest.mark.timeout(patience(limit)), append=False)
+    return (yield)
 
 
 @pytest.fixture(autouse=True)

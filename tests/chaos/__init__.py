@@ -1,6 +1,6 @@
 """Chaos: the real processes under faults at random moments, and the promises checked against independent books.
 
-`python -m tests.chaos` (`make chaos`) runs every experiment at full length; `tests/journey/test_chaos.py` runs a short
+`python -m tests.chaos` (`make chaos`) runs every experiment at full length; `make chaos-short` runs a short
 form of each. The parts, in reading order:
 
 - `rig` starts one deployment: broker, ledger, sandbox, workers, beat, web; and can kill, stop and restart each part

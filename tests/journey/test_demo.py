@@ -25,8 +25,6 @@ from tests.waiting import until
 
 __all__ = ["run"]
 
-pytestmark = pytest.mark.journey
-
 PARTS = ["beat", "dispatch", "records", "sandbox", "web"]
 DEMO = [sys.executable, "-m", "pipeline.cli", "demo"]
 

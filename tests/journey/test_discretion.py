@@ -27,8 +27,6 @@ from tests.journey.conftest import push_raw, task_headers
 from tests.journey.fleet import ROOT, Fleet, Process
 from tests.waiting import until
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(240)]
-
 KEY, WRONG_KEY = "key-0f-the-real-account", "key-that-was-revoked-long-ago"
 HOOK, TOKEN, LIMITED = "hook-t0ken-in-a-path", "intake-t0ken-for-all", "intake-t0ken-for-one"
 PASSWORD = "p4ssword-of-a-database"

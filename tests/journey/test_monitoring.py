@@ -20,8 +20,6 @@ from tests.alerts.rig import Rig
 from tests.unit.test_monitoring import RULES, named_in, queries
 from tests.waiting import until
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(240)]
-
 SHORT = ("limit", "key")
 
 

@@ -25,8 +25,6 @@ from tests.journey.conftest import phones_in
 from tests.journey.fleet import ROOT, Fleet, Process, Valkey
 from tests.waiting import until
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(150)]
-
 HOOK, INTAKE = "hook-of-this-test", "intake-of-this-test"
 PHONES = ("9800000001", "9800000002")
 

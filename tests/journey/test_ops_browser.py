@@ -30,8 +30,6 @@ from tests.conftest import CAMPAIGN, make_lead, missing
 from tests.journey.fleet import Fleet
 from tests.waiting import until
 
-pytestmark = pytest.mark.journey
-
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

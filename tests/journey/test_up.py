@@ -23,8 +23,6 @@ from pipeline.ledger import Ledger
 from tests.conftest import CAMPAIGN
 from tests.waiting import until
 
-pytestmark = pytest.mark.journey
-
 PIPELINE = [sys.executable, "-m", "pipeline.cli"]
 
 

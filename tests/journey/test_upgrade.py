@@ -24,8 +24,6 @@ from tests.waiting import until
 
 __all__ = ["new_database", "new_ledger"]
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(240)]
-
 NEXT = Path(__file__).parent / "next_release"
 LEADS = 240
 

@@ -18,8 +18,6 @@ from tests.journey.conftest import in_flight, phones_in, quarantined, rows, slow
 from tests.journey.fleet import Fleet
 from tests.waiting import until
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(150)]
-
 
 def test_what_a_killed_worker_held_is_taken_up_by_another_in_time(fleet: Fleet) -> None:
     """The whole worker is killed in mid-intake; nothing tells the broker, which waits for VISIBILITY_SECONDS."""

@@ -6,8 +6,6 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-import pytest
-
 from pipeline import enqueue
 from tests.conftest import CAMPAIGN, make_lead
 from tests.journey.conftest import (
@@ -20,9 +18,6 @@ from tests.journey.conftest import (
 )
 from tests.journey.fleet import Fleet, Valkey
 from tests.waiting import until
-
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(150)]
-
 
 # Ends and beginnings
 

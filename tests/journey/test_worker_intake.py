@@ -34,8 +34,6 @@ from tests.journey.conftest import (
 from tests.journey.fleet import Fleet, Process, Valkey, signal_process
 from tests.waiting import until
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(150)]
-
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fleet, Process]]:

@@ -22,8 +22,6 @@ from tests.journey.conftest import (
 from tests.journey.fleet import Fleet, Process, Valkey
 from tests.waiting import until
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(150)]
-
 
 @pytest.fixture(scope="module")
 def running_on_postgresql(

