@@ -29,6 +29,8 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from pipeline.addresses import read_address
+
 OnUncertain = Literal["hold", "resend", "drop"]
 
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*/\s*(s|sec|second|m|min|minute|h|hour)", re.IGNORECASE)
@@ -38,8 +40,6 @@ _OPS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _OPS_HASH = re.compile(r"scrypt\.\d{1,7}\.\d{1,3}\.\d{1,3}\.[A-Za-z0-9]{8,64}\.[0-9a-f]{64,256}")
 _OPS_SECRET_LENGTH = 32  # characters; 24 random bytes in hexadecimal have 48
 _CAMPAIGN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as `pipeline.domain.campaign` checks it
-_BROKER_URL = re.compile(r"(redis|rediss|amqp|amqps|pyamqp|sentinel)://.+")
-_REDIS_URL = re.compile(r"(redis|rediss|unix)://.+")
 _DATABASE_URL = re.compile(r"(sqlite(\+\w+)?:///(?!:memory:).+|(postgres|postgresql)(\+\w+)?://.+)")
 _SHORTEST_SECRET = 6  # characters; a shorter one would mask half of what is logged
 _TEN_YEARS_SECONDS = 10 * 365 * 24 * 3600  # longer is a slip of the keyboard, and past what a date can hold
@@ -109,6 +109,18 @@ def _http_url_or_none(value: str) -> str:
     return _http_url(value) if value else value
 
 
+def _broker_address(value: str) -> str:
+    if value:
+        read_address(value)
+    return value
+
+
+def _redis_address(value: str) -> str:
+    if value and not read_address(value).is_redis:
+        raise ValueError("must be the URL of a Redis or Valkey (redis://)")
+    return value
+
+
 def _url_like(pattern: re.Pattern[str], may_hold: str) -> AfterValidator:
     def check(value: str) -> str:
         if value and not pattern.fullmatch(value):
@@ -124,9 +136,9 @@ def _lower(value: object) -> object:
 
 Seconds = Annotated[float, Field(gt=0, le=_TEN_YEARS_SECONDS)]
 BrokerUrl = Annotated[  # URLs may hold a password, so no repr of the settings shows them
-    str, Field(repr=False), _url_like(_BROKER_URL, "the URL of a Redis, Valkey or RabbitMQ (redis://, amqp://)")
+    str, Field(repr=False), AfterValidator(_broker_address)
 ]
-RedisUrl = Annotated[str, Field(repr=False), _url_like(_REDIS_URL, "the URL of a Redis or Valkey (redis://)")]
+RedisUrl = Annotated[str, Field(repr=False), AfterValidator(_redis_address)]
 DatabaseUrl = Annotated[
     str,
     Field(repr=False),

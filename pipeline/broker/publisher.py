@@ -13,6 +13,7 @@ import orjson
 from celery import Celery
 from kombu import exceptions as kombu_errors
 
+from pipeline.addresses import read_address
 from pipeline.broker.redis_transport import RedisQueues
 from pipeline.observability import tracing
 from pipeline.settings import Settings, SettingsError
@@ -62,8 +63,10 @@ def celery_app(settings: Settings, *, works: bool) -> Celery:
         from pipeline.broker.redis_transport import book_when_taken
 
         book_when_taken()
-    app = Celery("pipeline", broker=settings.broker_url, set_as_current=works)
+    address = read_address(settings.broker_url)
+    app = Celery("pipeline", broker=address.url, set_as_current=works)
     app.conf.update(
+        broker_use_ssl=address.for_celery() or False,
         task_queues=[
             kombu.Queue(
                 name,

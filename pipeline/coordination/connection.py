@@ -10,6 +10,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from pipeline.addresses import read_address
+
 WAIT_SECONDS = 3.0  # for Redis, to connect and to answer; then nothing is sent
 
 Redis = redis.Redis
@@ -24,13 +26,19 @@ def connect(url: str) -> Redis:
 
     It tries again once, at once, and only where the connection broke: an idle one may have been closed meanwhile.
     """
-    return redis.Redis.from_url(
+    return open_client(
         url,
         socket_timeout=WAIT_SECONDS,
         socket_connect_timeout=WAIT_SECONDS,
         health_check_interval=25,
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
+
+
+def open_client(url: str, **options: Any) -> Redis:
+    """A client with redis-py's *options*; its TLS is that of `pipeline.addresses`."""
+    address = read_address(url)
+    return redis.Redis.from_url(address.url, **address.for_redis(), **options)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pipeline.coordination.connection import RedisUnavailable, reaching, run
+from pipeline.coordination.connection import RedisUnavailable, open_client, reaching, run
 from pipeline.observability.logs import logger
 
 log = logger(__name__)
@@ -172,7 +172,7 @@ class HeartbeatSender:
 
 def _note_once(url: str, kind: Kind, name: str, queues: tuple[str, ...] | list[str] = ()) -> bool:
     try:
-        client = redis.Redis.from_url(
+        client = open_client(
             url,
             socket_timeout=_WAIT_SECONDS,
             socket_connect_timeout=_WAIT_SECONDS,

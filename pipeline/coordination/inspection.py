@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import redis
 
-from pipeline.coordination.connection import WAIT_SECONDS, reaching
+from pipeline.coordination.connection import WAIT_SECONDS, open_client, reaching
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Inspection:
 @contextmanager
 def inspecting(url: str, what: str) -> Iterator[Inspection]:
     """A connection to the server at *url*, which is open when the block begins; *what* is kept in that Redis."""
-    with redis.Redis.from_url(url, socket_timeout=WAIT_SECONDS, decode_responses=True) as client:
+    with open_client(url, socket_timeout=WAIT_SECONDS, decode_responses=True) as client:
         with reaching(what):
             client.ping()
         yield Inspection(client, what)
