@@ -9,7 +9,6 @@ unsaid. The guide documents no response bodies, so every reading of one is lenie
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain, repeat
@@ -136,21 +135,23 @@ class Futwork:
 
 
 def _engine(settings: Settings) -> Engine:
-    """The engine of the settings; `auto` takes libcurl where pycurl is installed."""
-    name = settings.futwork_http_engine
-    installed = importlib.util.find_spec("pycurl") is not None
-    if name == "curl" and not installed:
-        raise SettingsError("FUTWORK_HTTP_ENGINE is curl, but pycurl is not installed: install the extra `curl`")
+    """The engine of the settings; `auto` takes libcurl where a pycurl is installed that is new enough."""
     options: dict[str, Any] = {
         "concurrency": settings.dispatch_concurrency,
         "connect_seconds": settings.connect_timeout_seconds,
         "answer_seconds": settings.read_timeout_seconds,
         "ca_file": settings.futwork_ca_file,
     }
-    if name == "curl" or (name == "auto" and installed):
-        from pipeline.futwork.with_curl import CurlEngine
-
-        return CurlEngine(**options)
+    if settings.futwork_http_engine != "requests":
+        try:
+            from pipeline.futwork.with_curl import CurlEngine
+        except ImportError:
+            if settings.futwork_http_engine == "curl":
+                raise SettingsError(
+                    "FUTWORK_HTTP_ENGINE is curl, but pycurl 7.46 or newer is not installed: install the extra `curl`"
+                ) from None
+        else:
+            return CurlEngine(**options)
     from pipeline.futwork.with_requests import RequestsEngine
 
     return RequestsEngine(**options)

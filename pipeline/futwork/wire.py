@@ -7,9 +7,10 @@ byte of its request may have left this machine; and no POST takes longer than it
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from pipeline.domain.lead import Claim
@@ -17,7 +18,7 @@ from pipeline.domain.lead import Claim
 BODY_BYTES = 64 * 1024  # a verdict fits many times; a longer body is not read
 IDLE_SECONDS = 4.0  # then a connection is not used again: servers close idle ones, Node's after 5 seconds
 TOO_OLD = "the claim was too old to be sent safely"
-"""Why nothing was sent: this process stood still for so long that the claim might end while the POST is out."""
+"""Why nothing was sent: this process was stopped for so long that the claim might end while the POST is out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,26 @@ class Post:
         return f"Post({self.claim.lead_id})"  # the key must show nowhere
 
 
+class Stopwatch:
+    """The time of one POST, which takes *longest* at most."""
+
+    __slots__ = ("_began", "_longest", "started_at")
+
+    def __init__(self, longest: timedelta) -> None:
+        self.started_at = datetime.now(UTC)
+        self._began = time.monotonic()
+        self._longest = longest
+
+    @property
+    def elapsed(self) -> timedelta:
+        """The time since the POST began."""
+        return timedelta(seconds=time.monotonic() - self._began)
+
+    def may_outlast(self, claim: Claim) -> bool:
+        """Whether the claim may end before the POST does, by the clock that claims go by."""
+        return datetime.now(UTC) + self._longest - self.elapsed >= claim.expires_at
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """How a POST ended: with a status, or with a failure."""
@@ -57,7 +78,7 @@ class Reply:
     body: bytes = b""
     retry_after: str | None = None
     failure: str = ""
-    """In a few words, without addresses or headers; empty where there is a status."""
+    """Why there is no status, in a few words, without addresses or headers."""
 
 
 class Engine(Protocol):

@@ -23,13 +23,15 @@ import threading
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import certifi
 import pycurl
+from pycurl import ACTIVESOCKET  # an older pycurl, which lacks it, fails here and not at a POST
 
-from pipeline.futwork.wire import BODY_BYTES, IDLE_SECONDS, TOO_OLD, Post, Reply, taken
+from pipeline.futwork.wire import BODY_BYTES, IDLE_SECONDS, TOO_OLD, Post, Reply, Stopwatch, taken
 
 _READ, _WRITE = select.POLLIN, select.POLLOUT  # of epoll they are the same
 _WATCHED = {pycurl.POLL_IN: _READ, pycurl.POLL_OUT: _WRITE, pycurl.POLL_INOUT: _READ | _WRITE}
@@ -57,9 +59,8 @@ class CurlEngine:
     ) -> None:
         self.in_flight = 0
         self._concurrency = concurrency
-        self._connect_seconds = connect_seconds
-        self._answer_seconds = answer_seconds
-        self._ca_file = str(ca_file or certifi.where())
+        longest = timedelta(seconds=connect_seconds + answer_seconds)
+        self._make_transfer = partial(_Transfer, connect_seconds, longest, str(ca_file or certifi.where()))
         self._posts: collections.deque[Post] = collections.deque()
         self._open: dict[int, Post] = {}
         self._replies: queue.SimpleQueue[Reply] = queue.SimpleQueue()
@@ -107,7 +108,7 @@ class CurlEngine:
 
     def _serve(self) -> None:
         """Carry POSTs until the engine closes."""
-        with contextlib.closing(_Wire(self._wake_reader, self._answer_seconds)) as wire:
+        with contextlib.closing(_Wire(self._wake_reader)) as wire:
             resting: list[_Transfer] = []
             while not self._closing or self._posts or wire.active:
                 for transfer, code in wire.turn(self._next_begins(wire)):
@@ -119,7 +120,7 @@ class CurlEngine:
                 while (begins := self._next_begins(wire)) is not None and begins <= time.monotonic():
                     post = self._posts.popleft()
                     self._open[id(post)] = post
-                    transfer = resting.pop() if resting else self._make_transfer(wire)
+                    transfer = resting.pop() if resting else self._make_transfer()
                     self._go_on(wire, transfer, transfer.begin(post), resting)
             for transfer in resting:
                 transfer.handle.close()
@@ -147,9 +148,6 @@ class CurlEngine:
         while self._posts:
             self._replies.put(Reply(self._posts.popleft(), now, timedelta(), touched=False, failure=why))
 
-    def _make_transfer(self, wire: _Wire) -> _Transfer:
-        return _Transfer(wire, self._connect_seconds, self._answer_seconds, self._ca_file)
-
 
 class _Wire:
     """libcurl's multi handle, driven by a selector.
@@ -158,15 +156,13 @@ class _Wire:
     is broken at once. libcurl would look only when it uses it again, and take such bytes for the next lead's answer.
     """
 
-    def __init__(self, wake_reader: int, answer_seconds: float) -> None:
+    def __init__(self, wake_reader: int) -> None:
         self.active = 0
-        self._answer_seconds = answer_seconds
         self._wake_reader = wake_reader
         self._due: float | None = None
         # descriptor → inode, since libcurl may close one and its number be another file's then
         self._idle: dict[int, int] = {}
         self._in_use: set[int] = set()
-        self._overdue: collections.deque[tuple[float, _Transfer, int]] = collections.deque()
         self._poller = _Poller()
         self._poller.watch(wake_reader, _READ)
         self._multi = pycurl.CurlMulti()
@@ -177,10 +173,6 @@ class _Wire:
         """Begin a transfer."""
         self._multi.add_handle(transfer.handle)
         self.active += 1
-
-    def sends(self, transfer: _Transfer) -> None:
-        """A transfer is about to send: from now on its answer has its time."""
-        self._overdue.append((time.monotonic() + self._answer_seconds, transfer, transfer.turn))
 
     def turn(self, until: float | None) -> list[tuple[_Transfer, int]]:
         """Wait until something can go on, let it, and return the transfers that ended, each with libcurl's code.
@@ -210,7 +202,7 @@ class _Wire:
             ended += [(handle.transfer, code) for handle, code, _ in bad]
         for transfer, code in ended:
             self._settle(transfer, code)
-        return ended + self._end_overdue()
+        return ended
 
     def close(self) -> None:
         """Close every connection."""
@@ -218,29 +210,13 @@ class _Wire:
         self._poller.close()
 
     def _wait(self, until: float | None) -> float | None:
-        while self._overdue and self._overdue[0][1].turn != self._overdue[0][2]:
-            self._overdue.popleft()  # it ended in time
-        moments = [] if until is None else [until]
-        if self._overdue:
-            moments.append(self._overdue[0][0])
-        if self._due is not None:
-            moments.append(self._due)
+        moments = [moment for moment in (until, self._due) if moment is not None]
         return max(0.0, min(moments) - time.monotonic()) if moments else None
-
-    def _end_overdue(self) -> list[tuple[_Transfer, int]]:
-        ended: list[tuple[_Transfer, int]] = []
-        while self._overdue and self._overdue[0][0] <= time.monotonic():
-            _, transfer, turn = self._overdue.popleft()
-            if transfer.turn == turn:
-                ended.append((transfer, pycurl.E_OPERATION_TIMEDOUT))
-                self._settle(transfer, pycurl.E_OPERATION_TIMEDOUT)
-        return ended
 
     def _settle(self, transfer: _Transfer, code: int) -> None:
         """Take a transfer that ended off the wire, and watch its connection while it idles."""
-        transfer.turn += 1
         transfer.note_what_left(code)
-        descriptor = transfer.handle.getinfo(pycurl.ACTIVESOCKET)  # which it knows only while it is on the wire
+        descriptor = transfer.handle.getinfo(ACTIVESOCKET)  # which it knows only while it is on the wire
         self._multi.remove_handle(transfer.handle)
         self.active -= 1
         if descriptor >= 0 and descriptor not in self._in_use:  # libcurl may have given it to the next transfer already
@@ -310,10 +286,8 @@ class _Poller:
 class _Transfer:
     """A libcurl handle that is used again and again, with the POST that it carries at the moment."""
 
-    def __init__(self, wire: _Wire, connect_seconds: float, answer_seconds: float, ca_file: str) -> None:
-        self.turn = 0
-        self._wire = wire
-        self._answer_time = timedelta(seconds=answer_seconds)
+    def __init__(self, connect_seconds: float, longest: timedelta, ca_file: str) -> None:
+        self._longest = longest
         self._lines: list[bytes] = []
         self._fresh = False
         self._made_for: tuple[str, str] | None = None
@@ -329,7 +303,7 @@ class _Transfer:
         handle.setopt(pycurl.CAINFO, ca_file)
         handle.setopt(pycurl.MAXAGE_CONN, max(1, int(IDLE_SECONDS)))
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(connect_seconds * 1000)))
-        handle.setopt(pycurl.TIMEOUT_MS, max(1, round((connect_seconds + answer_seconds) * 1000)))
+        handle.setopt(pycurl.TIMEOUT_MS, max(1, round(longest.total_seconds() * 1000)))
         handle.setopt(pycurl.READFUNCTION, self._give)  # and no way to rewind: see above
         handle.setopt(pycurl.WRITEFUNCTION, self._take)
         handle.setopt(pycurl.HEADERFUNCTION, self._lines.append)  # libcurl itself bounds what it takes of a head
@@ -342,8 +316,8 @@ class _Transfer:
         self.post, self._request, self._body = post, io.BytesIO(post.body), bytearray()
         self._lines.clear()
         self._too_old = self._touched = self._was_kept_alive = False
-        self._started_at, self._clock = datetime.now(UTC), time.monotonic()
-        if self._started_at + self._answer_time >= post.claim.expires_at:
+        self._time = Stopwatch(self._longest)
+        if self._time.may_outlast(post.claim):
             return self._failed(TOO_OLD)
         if self._made_for != (post.url, post.key):  # the next lead is mostly of the same campaign
             if not post.key.isprintable():
@@ -376,8 +350,8 @@ class _Transfer:
         if whole and status >= 200 and head_ended:
             return Reply(
                 self.post,
-                self._started_at,
-                timedelta(seconds=time.monotonic() - self._clock),
+                self._time.started_at,
+                self._time.elapsed,
                 touched=True,
                 status=status,
                 body=bytes(self._body),
@@ -390,16 +364,14 @@ class _Transfer:
         return self._failed("the answer was cut short" if code == 0 else _FAILURES.get(code, "the answer was not HTTP"))
 
     def _failed(self, why: str) -> Reply:
-        since = timedelta(seconds=time.monotonic() - self._clock)
-        return Reply(self.post, self._started_at, since, self._touched, failure=why)
+        return Reply(self.post, self._time.started_at, self._time.elapsed, self._touched, failure=why)
 
     def _give(self, size: int) -> bytes | int:
-        """The request's next part; nothing of it if connecting took so long that the claim may end meanwhile."""
+        """The request's next part; nothing of it if the claim may end while the POST is out."""
         if not self._request.tell():
-            if datetime.now(UTC) + self._answer_time >= self.post.claim.expires_at:
-                self._too_old = True
+            self._too_old = self._time.may_outlast(self.post.claim)
+            if self._too_old:
                 return int(pycurl.READFUNC_ABORT)
-            self._wire.sends(self)
         return self._request.read(size)
 
     def _take(self, data: bytes) -> int:

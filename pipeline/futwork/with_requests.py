@@ -1,285 +1,241 @@
-"""The engine that always works: `requests`, a thread for each POST that is out.
+"""The engine that always works: `requests`, with a thread for each POST that is out.
 
-Exceptions of HTTP libraries do not say reliably whether a request left, so the connections here note it themselves, at
-the moment of the first write. A POST has two times. Connecting (name lookup, every address, TLS) must be done within
-the connect time, or nothing is sent; from the first byte on, the whole answer must be there within the answer time,
-however it trickles in.
+It uses public interfaces only. So what they do not tell counts as the worse case: a POST is unsent only if the library
+asked for no byte of its body, because without the body nobody knows whom to call. Whatever fails later is uncertain.
+
+The library limits each wait for the network, but not their sum. So the engine has a clock of its own: a POST that does
+not end in time is answered as far as it got, and a new thread replaces the one that still waits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import math
 import queue
-import socket
+import ssl
 import threading
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import requests
-import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3 import exceptions as urllib3_errors
 
-from pipeline.futwork.wire import BODY_BYTES, IDLE_SECONDS, TOO_OLD, Post, Reply, taken
+from pipeline.futwork.wire import BODY_BYTES, IDLE_SECONDS, TOO_OLD, Post, Reply, Stopwatch, taken
 
-_PIECE_BYTES = 16 * 1024  # of a request; one TLS record, so that each write has one timeout
-
-
-class _NotInTime(OSError):
-    """The first byte is not sent any more; the message says why."""
-
-
-class _Wire(threading.local):
-    """This thread's POST: how far it got, and how long it may still take."""
-
-    touched = False
-    """Whether a byte of the request may have left."""
-    connect_by = math.inf
-    answer_by = math.inf
-    answer_seconds = 0.0
-    claim_ends = datetime.max.replace(tzinfo=UTC)
-
-    def begin(self, connect_seconds: float, answer_seconds: float, claim_ends: datetime) -> None:
-        """A POST begins: nothing has left."""
-        self.touched = False
-        self.connect_by = time.monotonic() + connect_seconds
-        self.answer_seconds = answer_seconds
-        self.claim_ends = claim_ends
-
-    def before_write(self) -> float:
-        """The seconds that this write may take. Raises before the first byte if it is too late for it to leave."""
-        if not self.touched:
-            if time.monotonic() > self.connect_by:
-                raise _NotInTime("no connection within the time allowed")
-            if datetime.now(UTC) + timedelta(seconds=self.answer_seconds) >= self.claim_ends:
-                raise _NotInTime(TOO_OLD)
-            self.answer_by = time.monotonic() + self.answer_seconds
-            self.touched = True
-        return self.seconds_left()
-
-    def seconds_left(self) -> float:
-        """The seconds until the whole answer must be there; raises when they are over."""
-        left = self.answer_by - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the answer did not end in time")
-        return left
+_GRACE_SECONDS = 0.1  # a thread whose library noticed the end of the time reports it within this time
+_NO_BODY = frozenset({204, 205})
+_FAILURES: dict[type[BaseException], str] = {  # the first that fits is reported
+    urllib3_errors.NameResolutionError: "the host name could not be resolved",
+    urllib3_errors.NewConnectionError: "the connection was refused or could not be made",
+    urllib3_errors.ConnectTimeoutError: "no connection within the time allowed",
+    ssl.SSLCertVerificationError: "the server's certificate could not be verified",
+    ssl.SSLError: "TLS failed",
+    TimeoutError: "no answer within the time allowed",
+    urllib3_errors.ReadTimeoutError: "no answer within the time allowed",
+    http.client.RemoteDisconnected: "the connection was closed without an answer",
+    ConnectionResetError: "the connection was reset",
+    BrokenPipeError: "the connection broke while sending",
+    http.client.IncompleteRead: "the answer was cut short",
+    http.client.HTTPException: "the answer was not HTTP",
+    urllib3_errors.DecodeError: "the answer could not be read",
+    urllib3_errors.ProtocolError: "the answer was cut short",
+}
 
 
-_wire = _Wire()
-
-
-class _TimedReader(io.RawIOBase):
-    """The receiving side of a socket, which gives each read no more than what is left of the answer's time."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.ended = False
-        self._sock = sock
-        self._inner = sock.makefile("rb", buffering=0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(_wire.seconds_left())
-        count = self._inner.readinto(buffer)
-        self.ended = count == 0
-        return count
-
-    def close(self) -> None:
-        self._inner.close()
-        super().close()
-
-
-class _TimedResponse(http.client.HTTPResponse):
-    """An answer that is read against the clock, with a whole head and no interim answer (1xx) before it."""
-
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp.close()
-        self._reader = _TimedReader(sock)
-        self.fp = io.BufferedReader(self._reader)
-
-    def begin(self) -> None:
-        super().begin()
-        while 100 < self.status < 200 and self.status != http.HTTPStatus.SWITCHING_PROTOCOLS:
-            # Left on the connection, the answer that follows would be taken for the next lead's.
-            self.headers = None  # type: ignore[assignment]  # how http.client knows that it has to read on
-            super().begin()
-        if self._reader.ended:  # inside the head, where http.client takes the end for an empty line
-            raise http.client.IncompleteRead(b"")
-        self.will_close = self.will_close or self.status < 200
-
-
-class _NotedHTTPConnection(HTTPConnection):
-    """A connection that notes, before it writes, that bytes may leave."""
-
-    response_class = _TimedResponse
-    _used = -math.inf
-
-    def send(self, data: Any) -> None:
-        if self.sock is None:
-            self.connect()  # what fails in here has sent nothing; nor does a TLS handshake carry any of the request
-        view = memoryview(data)
-        for start in range(0, len(view), _PIECE_BYTES):
-            self.sock.settimeout(_wire.before_write())
-            super().send(view[start : start + _PIECE_BYTES])
-
-    def getresponse(self) -> Any:
-        response = super().getresponse()
-        self._used = time.monotonic()
-        return response
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the connection can be used again; one that idled may meet its server's closing it on the way."""
-        return time.monotonic() - self._used < IDLE_SECONDS and super().is_connected
-
-
-class _NotedHTTPSConnection(_NotedHTTPConnection, HTTPSConnection):
-    """The same over TLS."""
-
-
-class _NotedHTTPPool(HTTPConnectionPool):
-    ConnectionCls = _NotedHTTPConnection
-
-
-class _NotedHTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _NotedHTTPSConnection
-
-
-class _NotingAdapter(HTTPAdapter):
-    """requests' adapter with our connections, and with the library's own retries off."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _NotedHTTPPool, "https": _NotedHTTPSPool}
+class _Failure(Exception):
+    """The POST ends here; the message says why, in the words of a reply."""
 
 
 class RequestsEngine:
-    """Sends POSTs over `requests`' adapter from *concurrency* threads, each over a kept-alive connection."""
+    """Sends POSTs over adapters of `requests` from *concurrency* threads."""
 
     def __init__(
         self, *, concurrency: int, connect_seconds: float, answer_seconds: float, ca_file: Path | None = None
     ) -> None:
         self.in_flight = 0
+        self._concurrency = concurrency
         self._times = (connect_seconds, answer_seconds)
         self._verify: bool | str = str(ca_file) if ca_file else True
-        # The adapter alone, without requests' session: no proxy, no .netrc and no cookie joins a request, and no body
-        # of a redirect is read.
-        self._adapter = _NotingAdapter(pool_connections=2, pool_maxsize=concurrency, max_retries=0)
-        self._posts: queue.SimpleQueue[Post | None] = queue.SimpleQueue()
+        self._out: list[_Exchange] = []
+        self._waiting: queue.SimpleQueue[_Exchange | None] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+        # Each adapter holds one connection, and when it was used. The adapter alone, without a session: no proxy, no
+        # .netrc and no cookie joins a request, and no redirect is followed.
+        self._adapters: queue.LifoQueue[tuple[HTTPAdapter, float]] = queue.LifoQueue()
+        self._threads: list[threading.Thread] = []
         # Started now: a thread that can't be started when claims are here already would leave them without an answer.
-        self._threads = [
-            threading.Thread(target=self._serve, name=f"futwork-{number}", daemon=True) for number in range(concurrency)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._start_threads()
 
     def start(self, posts: Sequence[Post]) -> None:
         """Begin POSTs and return at once."""
         for post in posts:
+            exchange = _Exchange(post, *self._times)
             self.in_flight += 1
-            self._posts.put(post)
+            self._out.append(exchange)
+            self._waiting.put(exchange)
 
     def receive(self, *, wait: float) -> list[Reply]:
         """The replies that are there, after waiting up to *wait* seconds for the first of them."""
-        replies = taken(self._replies, self.in_flight, wait=wait)
+        replies = taken(self._replies, self.in_flight, wait=min(wait, self._end_overdue()))
         self.in_flight -= len(replies)
         return replies
 
     def close(self) -> None:
         """Finish what was started, end the threads, close the connections."""
+        while self._out:
+            time.sleep(min(0.01, self._end_overdue()))
         for _ in self._threads:
-            self._posts.put(None)
+            self._waiting.put(None)
         for thread in self._threads:
             thread.join()
-        self._adapter.close()
+        while not self._adapters.empty():
+            self._adapters.get()[0].close()
+
+    def _start_threads(self) -> None:
+        while len(self._threads) < self._concurrency:
+            thread = threading.Thread(target=self._serve, name="futwork-post", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _end_overdue(self) -> float:
+        """Answer the POSTs whose time is over and replace their threads; return the seconds until the next one is."""
+        now = time.monotonic()
+        for exchange in self._out:
+            if exchange.ends_by <= now and (reply := exchange.end("no answer within the time allowed")):
+                self._threads.remove(exchange.thread)
+                self._replies.put(reply)
+        with contextlib.suppress(RuntimeError):  # no thread can be started now; the next call tries again
+            self._start_threads()
+        self._out = [exchange for exchange in self._out if not exchange.over]
+        return max(0.0, min((exchange.ends_by for exchange in self._out), default=now) - now)
 
     def _serve(self) -> None:
-        while (post := self._posts.get()) is not None:
-            time.sleep(max(0.0, post.at - time.monotonic()))
-            self._replies.put(self._post_whatever_comes(post))
-
-    def _post_whatever_comes(self, post: Post) -> Reply:
-        started_at, clock = datetime.now(UTC), time.monotonic()
-        _wire.begin(*self._times, post.claim.expires_at)
-        try:
-            return self._post(post, started_at, clock)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            why = explain_failure(error)
-        except Exception as error:  # noqa: BLE001 - a bug here must not lose the claim: it is reported as what it is
-            why = f"unexpected {type(error).__name__}"
-        return Reply(post, started_at, _since(clock), _wire.touched, failure=why)
-
-    def _post(self, post: Post, started_at: datetime, clock: float) -> Reply:
-        request = requests.Request("POST", post.url, headers=dict(post.headers()), data=post.body)
-        sending = self._adapter.send(request.prepare(), timeout=self._times, stream=True, verify=self._verify)
-        with sending as response:
-            status, body = response.status_code, bytearray()
+        while (exchange := self._waiting.get()) is not None:
+            time.sleep(max(0.0, exchange.post.at - time.monotonic()))
+            exchange.begin()
             try:
-                _read(response, body)
-            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError):
-                if 200 <= status < 300:
-                    raise  # the rest might have said no
+                self._carry(exchange)
+                failure = ""
+            except _Failure as error:
+                failure = str(error)
+            except (requests.RequestException, urllib3_errors.HTTPError, OSError) as error:
+                failure = explain_failure(error)
+            except Exception as error:  # noqa: BLE001 - a bug here must not lose the claim: it is reported as what it is
+                failure = f"unexpected {type(error).__name__}"
+            if (reply := exchange.end(failure)) is None:
+                return  # it took too long, and another thread has this one's place
+            self._replies.put(reply)
+
+    def _carry(self, exchange: _Exchange) -> None:
+        """Send a POST and read its answer."""
+        exchange.check_age()
+        try:
+            adapter, used_at = self._adapters.get_nowait()
+        except queue.Empty:
+            adapter, used_at = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0), math.inf
+        if time.monotonic() - used_at >= IDLE_SECONDS:
+            adapter.close()  # its server may be closing the connection at this very moment
+        try:
+            request = requests.Request("POST", exchange.post.url, headers=dict(exchange.post.headers()), data=exchange)
+            sending = adapter.send(request.prepare(), timeout=self._times, stream=True, verify=self._verify)
+            with sending as response:
+                exchange.read_answer(response)
+        finally:
+            self._adapters.put((adapter, time.monotonic()))
+
+
+class _Exchange:
+    """One POST: the body, as the library reads it to send it, and how far the POST got."""
+
+    def __init__(self, post: Post, connect_seconds: float, answer_seconds: float) -> None:
+        self.post = post
+        self.over = False
+        self.ends_by = math.inf
+        """When the engine answers it, on the steady clock."""
+        self._connect_time = timedelta(seconds=connect_seconds)
+        self._longest = timedelta(seconds=connect_seconds + answer_seconds)
+        self._body = io.BytesIO(post.body)
+        self._touched = False
+        self._status: int | None = None
+        self._answer = bytearray()
+        self._retry_after: str | None = None
+        self._lock = threading.Lock()  # a POST that was answered as unsent must send nothing afterwards
+
+    def begin(self) -> None:
+        """The current thread carries it from now on."""
+        self.thread = threading.current_thread()
+        self._time = Stopwatch(self._longest)
+        self.ends_by = time.monotonic() + self._longest.total_seconds() + _GRACE_SECONDS
+
+    def check_age(self) -> None:
+        """Refuse to go on if the claim may end while the POST is out."""
+        if self._time.may_outlast(self.post.claim):
+            raise _Failure(TOO_OLD)
+
+    def __len__(self) -> int:
+        return len(self.post.body)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._body  # how `requests` recognises a body to be read
+
+    def read(self, size: int) -> bytes:
+        """The next part of the body. Nothing of it is given if it would leave too late."""
+        with self._lock:
+            if self.over:
+                raise _Failure("the POST was given up")
+            if not self._touched:
+                if self._time.elapsed > self._connect_time:
+                    raise _Failure("no connection within the time allowed")
+                self.check_age()
+                self._touched = True
+        return self._body.read(size)
+
+    def read_answer(self, response: requests.Response) -> None:
+        """Read the answer, up to the bound of its body; leaving the response early closes its connection."""
+        head = response.raw.headers
+        if response.status_code < 200:
+            raise _Failure(f"an interim answer ({response.status_code}), which this engine cannot pass over")
+        self._retry_after = next(iter(head.getlist("Retry-After")[-1:]), None)
+        self._status = response.status_code
+        while len(self._answer) < BODY_BYTES:
+            piece = response.raw.read1(BODY_BYTES, decode_content=True)  # one wait for the network at most
+            self._answer += piece
+            if not piece:
+                break
+        bounded = "Content-Length" in head or "Transfer-Encoding" in head or self._status in _NO_BODY
+        if not self._answer and not bounded:
+            raise _Failure("the answer was cut short")  # the library takes a head that breaks off for a whole one
+
+    def end(self, failure: str) -> Reply | None:
+        """How it ended, for the first that asks."""
+        with self._lock:
+            if self.over:
+                return None
+            self.over = True
+        is_verdict = self._status is not None and not (failure and 200 <= self._status < 300)  # its rest may say no
         return Reply(
-            post,
-            started_at,
-            _since(clock),
-            touched=True,
-            status=status,
-            body=bytes(body),
-            retry_after=response.headers.get("Retry-After"),
+            self.post,
+            self._time.started_at,
+            self._time.elapsed,
+            self._touched,
+            status=self._status if is_verdict else None,
+            body=bytes(self._answer),
+            retry_after=self._retry_after,
+            failure=failure,
         )
 
 
 def explain_failure(error: BaseException) -> str:
     """A failure on the wire in a few words, without addresses or headers."""
-    seen = error
-    for _ in range(10):  # wrapped in as many layers at most
-        parts = (getattr(seen, "reason", None), *seen.args)
-        inner = next((part for part in parts if isinstance(part, BaseException)), None)
-        if inner is None:
-            break
-        seen = inner
-    if isinstance(seen, _NotInTime):
-        return str(seen)
-    named = (_FAILURES[kind.__name__] for kind in type(seen).__mro__ if kind.__name__ in _FAILURES)
-    return next(named, type(seen).__name__)
-
-
-_FAILURES = {
-    "NameResolutionError": "the host name could not be resolved",
-    "ConnectTimeoutError": "no connection within the time allowed",
-    "NewConnectionError": "the connection was refused or could not be made",
-    "ReadTimeoutError": "no answer within the time allowed",
-    "TimeoutError": "no answer within the time allowed",
-    "RemoteDisconnected": "the connection was closed without an answer",
-    "ConnectionResetError": "the connection was reset",
-    "BrokenPipeError": "the connection broke while sending",
-    "SSLCertVerificationError": "the server's certificate could not be verified",
-    "SSLError": "TLS failed",
-    "IncompleteRead": "the answer was cut short",
-    "InvalidChunkLength": "the answer could not be read",
-    "HTTPException": "the answer was not HTTP",
-    "DecodeError": "the answer could not be read",
-    "ProtocolError": "the answer was cut short",
-}
-
-
-def _read(response: requests.Response, body: bytearray) -> None:
-    """Read the answer's body, up to its bound; what was read before a failure is in *body*."""
-    for chunk in response.iter_content(8192):
-        body += chunk
-        if len(body) >= BODY_BYTES:
-            return  # leaving the response closes the connection with the rest
-
-
-def _since(clock: float) -> timedelta:
-    return timedelta(seconds=time.monotonic() - clock)
+    chain: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None and seen not in chain:
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    fitting = (text for kind, text in _FAILURES.items() if any(isinstance(one, kind) for one in chain))
+    return next(fitting, type(error).__name__)

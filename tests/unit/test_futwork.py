@@ -3,6 +3,7 @@
 import ssl
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import orjson
 import pytest
@@ -263,35 +264,44 @@ def test_a_number_at_the_edge_of_the_excerpt_is_masked_as_well():
 URL = "https://secret-host.example/api/campaigns/68ecc86fd9fbecbe9431a18e/leads?x=secret"
 
 
+def raised(*errors):
+    """The first error, raised because of the second, which was raised because of the third, and so on."""
+    for error, cause in pairwise(errors):
+        error.__cause__ = cause
+    return errors[0]
+
+
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    ("errors", "expected"),
     [
-        (requests.ConnectionError(urllib3.exceptions.ProtocolError("Connection aborted.", ConnectionResetError(104))),
+        ([requests.ConnectionError(URL), urllib3.exceptions.ProtocolError("cut", URL), ConnectionResetError(104, URL)],
          "the connection was reset"),
-        (requests.ConnectionError(urllib3.exceptions.ProtocolError("Connection aborted.", BrokenPipeError(32))),
+        ([requests.ConnectionError(URL), urllib3.exceptions.ProtocolError("aborted", URL), BrokenPipeError(32, URL)],
          "the connection broke while sending"),
-        (requests.ReadTimeout(urllib3.exceptions.ReadTimeoutError(None, URL, "Read timed out.")),
+        ([requests.ReadTimeout(URL), urllib3.exceptions.ReadTimeoutError(None, URL, "Read timed out.")],
          "no answer within the time allowed"),
-        (requests.exceptions.SSLError(urllib3.exceptions.MaxRetryError(
-            None, URL, urllib3.exceptions.SSLError(ssl.SSLCertVerificationError(1, "self-signed certificate")))),
+        ([requests.exceptions.SSLError(URL), urllib3.exceptions.MaxRetryError(None, URL),
+          ssl.SSLCertVerificationError(1, "self-signed certificate")],
          "the server's certificate could not be verified"),
-        (requests.ConnectionError(urllib3.exceptions.MaxRetryError(
-            None, URL, urllib3.exceptions.NameResolutionError("secret-host", None, OSError(-2, "unknown")))),
+        ([requests.ConnectionError(URL), urllib3.exceptions.NameResolutionError("secret-host", None, OSError(-2, URL))],
          "the host name could not be resolved"),
-        (requests.exceptions.InvalidHeader("Invalid header value: 'secret-key'"), "InvalidHeader"),
-        (requests.exceptions.InvalidURL(URL), "InvalidURL"),
-        (OSError(24, "Too many open files", URL), "OSError"),
-        (ValueError(), "ValueError"),
+        ([requests.ConnectTimeout(URL), urllib3.exceptions.ConnectTimeoutError(URL), TimeoutError(URL)],
+         "no connection within the time allowed"),
+        ([requests.exceptions.InvalidHeader("Invalid header value: 'secret-key'")], "InvalidHeader"),
+        ([requests.exceptions.InvalidURL(URL)], "InvalidURL"),
+        ([OSError(24, "Too many open files", URL)], "OSError"),
+        ([ValueError()], "ValueError"),
     ],
 )  # fmt: skip
-def test_a_failure_is_explained_without_addresses_or_keys(error, expected):
+def test_a_failure_is_explained_without_addresses_or_keys(errors, expected):
+    error = raised(*errors)
     assert explain_failure(error) == expected
     assert "secret" not in explain_failure(error)
 
 
-def test_a_failure_that_wraps_itself_is_explained():
-    error = OSError()
-    error.args = (error,)
+def test_a_failure_that_was_caused_by_itself_is_explained():
+    error, other = OSError(), ValueError()
+    error.__cause__, other.__cause__ = other, error
     assert explain_failure(error) == "OSError"
 
 

@@ -20,7 +20,8 @@ from tests.raw_server import raw_server
 
 
 @pytest.mark.parametrize("interim", ["100 Continue", "102 Processing", "103 Early Hints"])
-def test_an_interim_answer_is_passed_over(make_futwork, interim):
+def test_an_interim_answer_is_passed_over(make_futwork, engine, interim):
+    """Except by `requests`: Python's own HTTP client passes over 100 alone and takes the others for the answer."""
     requests = []
 
     def handle(peer):
@@ -35,6 +36,10 @@ def test_an_interim_answer_is_passed_over(make_futwork, interim):
     with raw_server(handle) as server:
         futwork = make_futwork(server.url)
         [first], [second] = post(futwork), post(futwork)
+    if engine == "requests" and not interim.startswith("100"):
+        why = f"an interim answer ({interim[:3]}), which this engine cannot pass over"
+        assert [(answer.outcome, answer.excerpt) for answer in (first, second)] == [(Outcome.UNCERTAIN, why)] * 2
+        return
     assert (first.outcome, first.excerpt) == (Outcome.REJECTED, 'HTTP 422 {"message":"first"}')
     assert (second.outcome, second.futwork_lead_id) == (Outcome.ACCEPTED, "second")
 

@@ -118,6 +118,24 @@ def test_an_answer_that_does_not_end_in_time_holds_no_thread(make_futwork, handl
     assert 0.55 < answer.duration.total_seconds() < 1.5
 
 
+def test_an_answer_that_never_ends_takes_the_place_of_no_other_post(make_futwork):
+    """Three servers that drip for ever, one place: each is given up in time, and the next POST has the place."""
+    turns = iter([True, True, True, False])
+
+    def handle(peer):
+        while peer.request():
+            if next(turns):
+                peer.drip(b"HTTP/1.1 200 OK\r\n" + b"x-drip: 1\r\n" * 90, 0.02)
+            else:
+                peer.answer("200 OK", b'{"id":"4"}')
+
+    with raw_server(handle) as server:
+        futwork = make_futwork(server.url, connect_timeout_seconds=0.2, read_timeout_seconds=0.3)
+        answers = post(futwork, *(make_claim(number) for number in range(4)))
+    assert [answer.outcome for answer in answers] == [Outcome.UNCERTAIN] * 3 + [Outcome.ACCEPTED]
+    assert {answer.excerpt for answer in answers[:3]} == {"no answer within the time allowed"}
+
+
 def test_a_request_that_is_not_taken_in_time_holds_no_thread(make_futwork):
     release = threading.Event()
 
@@ -126,7 +144,7 @@ def test_a_request_that_is_not_taken_in_time_holds_no_thread(make_futwork):
 
     with raw_server(handle) as server:
         server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        futwork = make_futwork(server.url, connect_timeout_seconds=5, read_timeout_seconds=0.6)
+        futwork = make_futwork(server.url, connect_timeout_seconds=0.6, read_timeout_seconds=0.6)
         started = time.monotonic()
         [answer] = post(futwork, make_claim(data='{"long":"' + "x" * 8_000_000 + '"}'))
         took = time.monotonic() - started
