@@ -1,7 +1,7 @@
 # One image for every process: `gunicorn web:app` by default, `celery -A worker …` or `pipeline …` by command.
 #
 #   docker build -t futwork-lead-pipeline .
-#   docker build -t futwork-lead-pipeline:sandbox --build-arg EXTRAS=postgres,flower,curl,embedded .
+#   docker build -t futwork-lead-pipeline:sandbox --build-arg EXTRAS=embedded .
 
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -10,14 +10,14 @@ ENV PATH=/opt/pipeline/bin:$PATH
 WORKDIR /src
 
 # The dependencies alone first: this layer stays as it is until one of these two files changes.
-ARG EXTRAS=postgres,flower,curl,sentry,otel
+ARG EXTRAS=server,cli,postgres,flower,curl,sentry,otel
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 more = [need for extra in '${EXTRAS}'.split(',') for need in p['optional-dependencies'][extra]]; \
 print(*p['dependencies'], *more, sep='\n')" > requirements.txt \
     && pip install -c constraints.txt -r requirements.txt
 
-COPY README.md worker.py web.py ./
+COPY README.md ./
 COPY pipeline pipeline
 RUN pip install --no-deps .
 

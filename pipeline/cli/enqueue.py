@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.broker import BrokerUnavailable
 from pipeline.cli.rows import LeadFile, Row, open_rows
@@ -263,20 +262,18 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _progress(size: int | None) -> Iterator[Any]:
+def _progress(size: int | None) -> Iterator[Callable[[int, _Summary], None]]:
     """A progress bar on stderr, by bytes where the file's size is known; nothing where stderr is no terminal."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%") if size else MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("enqueue", total=size or None)
+    with click.progressbar(
+        itertools.repeat(None),
+        label="enqueue",
+        length=size,
+        item_show_func=lambda text: text,
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
+    ) as bar:
 
         def show(position: int, summary: _Summary) -> None:
-            text = f"{summary.rows:,} rows, {summary.refused:,} refused"
-            progress.update(task, completed=position if size else summary.rows, description=text)
+            bar.update(position - bar.pos, f"{summary.rows:,} rows, {summary.refused:,} refused")  # type: ignore[arg-type]
 
         yield show

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
-from rich.console import Console
 
 from pipeline.devstack.embedded_valkey import NoEmbeddedBroker, embedded_broker, running_broker, stop_broker
 from pipeline.domain.lead import LeadState
@@ -26,6 +25,8 @@ from pipeline.domain.phone import InvalidPhone, to_e164
 from pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pipeline.ledger import Actor, Ledger
 
 VAR = Path("var")
@@ -163,6 +164,8 @@ def print_json(value: object) -> None:
 
 def console(*, stderr: bool = False) -> Console:
     """A console for people: a terminal's width in a terminal; elsewhere a line stays a line, however long."""
+    from rich.console import Console
+
     found = Console(stderr=stderr, highlight=False)
     if found.is_terminal:
         return found

