@@ -1,11 +1,11 @@
 """The shared rate limit: one decision over the account's and the campaign's bucket, for all workers on all machines.
 
-Each bucket is a GCRA (generic cell rate algorithm): it keeps one number, the *theoretical arrival time* of the next
-submission if all before it had come evenly spaced. One Lua script reads the server's clock, asks both buckets when each
-of *n* submissions may go, and books on both those that may go now or in a moment, so the answer is the same whichever
-worker asks and whatever its own clock says. In any span of T seconds at most `rate * T + burst` moments lie.
+Each bucket is a GCRA (generic cell rate algorithm). It keeps one number: the *theoretical arrival time* of the next
+submission if all before it had been evenly spaced. One Lua script reads the server's clock, computes from both when
+each of *n* submissions may go, and books those that may go now or soon. So the answer does not depend on the worker
+that asks, nor on its clock. Any span of T seconds has at most `rate * T + burst` moments.
 
-It fails closed: where Redis cannot be reached, `RedisUnavailable` is raised and nothing is sent.
+It fails closed: without Redis `RedisUnavailable` is raised and nothing is sent.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pipeline.coordination.connection import reaching, run
 from pipeline.settings import Rate
 
 _WHAT = "the rate limit"
-BURST_SHARE = 0.05  # of a second's rate: enough for a batch, too little for anyone at Futwork to notice
-_EVEN = 5  # the part of the burst that is granted to who books ahead: a fifth
+BURST_SHARE = 0.05  # of a second's rate: enough for a batch, too little for Futwork to notice
+_EVEN = 5  # a caller that books ahead gets this part of the burst: a fifth
 AHEAD = timedelta(milliseconds=50)  # how long before its moment a slot may be booked
 THROTTLE_FACTOR = 2 / 3  # after a 429 the rate falls by a third …
-THROTTLE_FLOOR = 0.05  # … though never below a twentieth, or it could not find its way back
-RECOVERY_SECONDS = 300  # … and climbs back from nothing to all of it in this time
+THROTTLE_FLOOR = 0.05  # … but never below a twentieth, or it could not recover
+RECOVERY_SECONDS = 300  # … and recovers from zero to the full rate in this time
 
 # The server's time in microseconds, counted from 2026: a double then tells hundredths of one apart, so that neither
-# fast rates nor sums drift. The factor by which Futwork's last 429 slowed the account down, as it has recovered by now.
+# fast rates nor sums drift. The factor by which Futwork's last 429 slowed the account down, as recovered by now.
 _NOW_AND_FACTOR = """
 local function now_in_microseconds()
     local clock = redis.call('TIME')

@@ -1,11 +1,11 @@
-"""Faults: what goes wrong in our processes, told to Sentry if `SENTRY_DSN` is set.
+"""Error reporting: what goes wrong in our processes goes to Sentry if `SENTRY_DSN` is set.
 
 Nothing of Sentry is imported otherwise. The other variables that its library reads (`SENTRY_ENVIRONMENT`,
 `SENTRY_RELEASE`) mean what they always mean, from the environment or from `.env`.
 
-What is told is built anew from a list of what may be told: the event name and the plain fields of our log lines, the
-kinds of exceptions, and the places in the code. No variable, no argument, no request, no address, and no text of an
-exception: databases quote the row that they refuse, and a row is a person.
+A report is built from a list of what it may contain: the event name and the plain fields of our log lines, the types of
+exceptions, and the places in the code. It has no variable, argument, request, address or text of an exception, because
+databases quote the row that they refuse, and a row is a person.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CONTEXTS = ("runtime", "trace")
 
 
 def begin(settings: Settings, *, part: str) -> None:
-    """Begin to tell of this process's faults, if the settings ask for it.
+    """Begin to report the errors of this process, if the settings ask for it.
 
     *part* says what the process is, such as `web`. Raises `SettingsError` if the extra `sentry` is not installed.
     """
@@ -51,7 +51,7 @@ def begin(settings: Settings, *, part: str) -> None:
 
 
 def options(part: str) -> dict[str, Any]:
-    """How Sentry's library is set up, whatever it sends to."""
+    """The options of Sentry's library."""
     return {
         "before_send": lambda event, hint: scrub(event, hint, part=part),
         "before_send_transaction": lambda _event, _hint: None,
@@ -67,7 +67,7 @@ def options(part: str) -> dict[str, Any]:
 
 
 def scrub(event: Mapping[str, Any], hint: Mapping[str, Any], *, part: str) -> dict[str, Any] | None:
-    """The event with nothing in it but what may be told; None for one that a line of our log told already."""
+    """The event with only what a report may contain; None if a line of our log has reported it already."""
     raised = [one.get("type") for one in (event.get("exception") or {}).get("values") or []]
     if raised and raised[-1] == "StageFailed":
         return None
@@ -85,14 +85,14 @@ def scrub(event: Mapping[str, Any], hint: Mapping[str, Any], *, part: str) -> di
     if values:
         told["exception"] = {"values": [_exception(one) for one in values]}
     if isinstance(line, dict):
-        name = str(line.get("event", "a fault"))
+        name = str(line.get("event", "an error"))
         told["logentry"] = {"message": name, "formatted": name}
         told["fingerprint"] = [name, _kind(line.get("error"))]
         told["extra"] = {key: _plain(value) for key, value in line.items() if key in _FIELDS}
         if (kind := _kind(line.get("error"))) != "":
             told["extra"]["error"] = kind
     elif not values:
-        told["logentry"] = {"message": str(event.get("logger") or "a fault")}
+        told["logentry"] = {"message": str(event.get("logger") or "an error")}
     return told
 
 
@@ -121,7 +121,7 @@ def _exception(one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kind(error: object) -> str:
-    """The kind of an error, if that is what a line's field `error` holds; its text may quote anything."""
+    """The type of an error, if the field `error` of a line has one; a text may quote anything."""
     return error if isinstance(error, str) and _KIND.fullmatch(error) else ""
 
 

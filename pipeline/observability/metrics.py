@@ -15,13 +15,13 @@ from typing import Literal
 from pipeline.domain.lead import LeadState, Outcome
 
 Kind = Literal["counter", "gauge", "histogram"]
-Source = Literal["ledger", "workers", "limiter", "pulse", "broker", "web", "spool", "process"]
+Source = Literal["ledger", "workers", "limiter", "heartbeats", "broker", "web", "spool", "process"]
 
 SOURCES: dict[Source, str] = {
     "ledger": "read from the ledger at the scrape; the same from every web process",
     "workers": "counted by the workers, added up in Redis; the same from every web process",
     "limiter": "read from Redis at the scrape; the same from every web process",
-    "pulse": "signs of life in Redis; the same from every web process",
+    "heartbeats": "heartbeats of processes in Redis; the same from every web process",
     "broker": "read from the broker at the scrape; the same from every web process",
     "web": "counted by the web processes of one host",
     "spool": "read from the disk of one web host at the scrape",
@@ -206,14 +206,14 @@ QUARANTINED = Metric("pipeline_quarantined", "gauge", "Things in quarantine that
 BROKER_UP = Metric("pipeline_broker_up", "gauge", "Whether the broker answers", "broker")
 QUEUE_MESSAGES = Metric("pipeline_queue_messages", "gauge", "Messages that wait in a queue", "broker", ("queue",))
 QUEUE_WORKERS = Metric(
-    "pipeline_queue_workers", "gauge", "Workers that live and take messages from a queue", "pulse", ("queue",)
+    "pipeline_queue_workers", "gauge", "Workers that live and take messages from a queue", "heartbeats", ("queue",)
 )
 PROCESSES = Metric(
-    "pipeline_processes", "gauge", "Workers and beats that live, and hosts that serve the web", "pulse",
+    "pipeline_processes", "gauge", "Workers and beats that live, and hosts that serve the web", "heartbeats",
     ("kind",), {"kind": ("worker", "beat", "web")},
 )  # fmt: skip
 LAST_RUN = Metric(
-    "pipeline_last_run_age_seconds", "gauge", "How long ago a periodic task last came to its end", "pulse",
+    "pipeline_last_run_age_seconds", "gauge", "How long ago a periodic task last came to its end", "heartbeats",
     ("task",), {"task": ("sweep", "tidy")},
 )  # fmt: skip
 TASKS_DONE = Metric(
@@ -226,7 +226,7 @@ TASK_SECONDS = Metric(
     "workers", ("task",), {"task": TASKS}, _TASK,
 )  # fmt: skip
 TIDIED = Metric(
-    "pipeline_tidied", "counter", "What the sweeps settled that nobody else would have", "workers",
+    "pipeline_tidied", "counter", "What tidy settled", "workers",
     ("what",), {"what": ("expired", "resent", "dropped", "merged", "linked", "spooled")},
 )  # fmt: skip
 LEDGER_UP = Metric("pipeline_ledger_up", "gauge", "Whether the ledger answers", "ledger")
@@ -234,9 +234,7 @@ LEDGER_AGE = Metric(
     "pipeline_ledger_read_age_seconds", "gauge",
     "How old the ledger's numbers in this scrape are: more than a few seconds if it answers slowly", "ledger",
 )  # fmt: skip
-LEDGER_SECONDS = Metric(
-    "pipeline_ledger_read_seconds", "gauge", "How long the ledger took to tell its numbers", "ledger"
-)
+LEDGER_SECONDS = Metric("pipeline_ledger_read_seconds", "gauge", "How long the ledger took to answer", "ledger")
 BUILD = Metric("pipeline_build_info", "gauge", "The release that answers; always 1", "process", ("version",))
 
 SECTIONS: dict[str, tuple[Metric, ...]] = {
@@ -250,7 +248,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         WEBHOOK_ANSWERS, HANDOFF_SECONDS, SPOOL_FILES, SPOOL_BYTES, SPOOL_LIMIT, SPOOL_DAMAGED, EVENTS, EVENT_LAG,
         CALLS, ORPHANS, QUARANTINED,
     ),
-    "The machinery": (
+    "Processes and services": (
         BROKER_UP, QUEUE_MESSAGES, QUEUE_WORKERS, PROCESSES, LAST_RUN, TASKS_DONE, TASK_SECONDS, TIDIED,
         LEDGER_UP, LEDGER_AGE, LEDGER_SECONDS, BUILD,
     ),
