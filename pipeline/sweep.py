@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 from pipeline.coordination.counters import Counters
-from pipeline.ledger import Ledger
+from pipeline.domain.call import names_in
+from pipeline.ledger import Ledger, Unread
 from pipeline.observability.logs import logger
 from pipeline.observability.metrics import LOST_CLAIMS, TIDIED
 from pipeline.settings import Settings
@@ -133,5 +134,16 @@ class Sweep:
             default_policy=self._settings.on_uncertain,
             default_after=timedelta(seconds=self._settings.uncertain_after_seconds),
             default_max_attempts=self._settings.max_attempts,
+            unread=self._unread(),
             now=now,
         )
+
+    def _unread(self) -> list[Unread]:
+        """What lies in quarantine and may be an event of any lead, with as much of it as can be read."""
+        bodies, rest = self._ledger.evidence.quarantined()
+        unread = [
+            Unread(campaign, phone, received_at)
+            for body, received_at in bodies
+            for campaign, phone in names_in(body, default_region=self._settings.default_region)
+        ]
+        return [*unread, Unread(None, None, rest)] if rest is not None else unread

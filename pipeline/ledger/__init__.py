@@ -7,6 +7,7 @@ subject, every method one transaction:
 - `campaigns`: policies, holds, probes
 - `calls`: raw events, merged calls, the link to their leads
 - `quarantine`: what could not be read
+- `evidence`: where proof about a lead of unknown fate may lie unread
 - `suppressions`: numbers that must not be called
 - `interventions`: what an operator does to many leads at once
 - `audit`: who did what
@@ -30,6 +31,7 @@ from pipeline.ledger.audit import Actor, Audit
 from pipeline.ledger.calls import CALLS_AT_ONCE, EVENTS_AT_ONCE, CallRow, Calls, Merged, StoredEvent
 from pipeline.ledger.campaigns import Campaigns
 from pipeline.ledger.database import Database
+from pipeline.ledger.evidence import Evidence, Unread
 from pipeline.ledger.filters import EmptyFilter, Interventions, LeadFilter
 from pipeline.ledger.health import Health
 from pipeline.ledger.leads import Leads, Recorded
@@ -56,6 +58,7 @@ __all__ = [
     "SchemaMismatch",
     "StoredEvent",
     "Suppressed",
+    "Unread",
     "digest_of",
     "ledger_is_at_fault",
     "open_ledger",
@@ -90,6 +93,7 @@ class Ledger:
         self.campaigns = Campaigns(self.database)
         self.calls = Calls(self.database)
         self.quarantine = Quarantine(self.database)
+        self.evidence = Evidence(self.database)
         self.suppressions = Suppressions(self.database)
         self.interventions = Interventions(self.database)
         self.audit = Audit(self.database)

@@ -7,7 +7,7 @@ lead both end well: the second finds no row and changes nothing.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
@@ -20,6 +20,7 @@ from pipeline.domain.campaign import REJECTION_RUN, TROUBLE, Campaign, CampaignS
 from pipeline.domain.lead import TRANSITIONS, Claim, Lead, LeadState, Outcome, Settlement, lead_id
 from pipeline.ledger import campaigns as campaign_sql
 from pipeline.ledger.database import CLOCKS_APART, Columns, Database, UtcDateTime, plain_id
+from pipeline.ledger.evidence import Evidence, Unread
 from pipeline.ledger.suppressions import why_suppressed
 from pipeline.ledger.tables import attempts, batches, campaigns, leads
 from pipeline.observability.logs import logger
@@ -56,6 +57,8 @@ _OUT_TOGETHER = timedelta(seconds=30)  # as long as a POST may be out: READ_TIME
 
 _RECORDED_TOGETHER = 100_000  # attempts: more than a ledger takes in that time
 _REFUSED_FROM = 400  # a status from here on proves that Futwork did not take the lead
+
+_WAITS_FOR_EVIDENCE = "waits for evidence: an event in quarantine, or a call without a lead, may be about it"
 
 _PORTION = 1000  # leads changed in one transaction of the upkeep: others wait milliseconds for it, not minutes
 
@@ -564,12 +567,21 @@ class Leads:
         return self._change(old, leads.c.expires_at, state=LeadState.EXPIRED, changed_at=now, reason=reason)
 
     def settle_old_uncertain(
-        self, *, default_policy: str, default_after: timedelta, default_max_attempts: int, now: datetime
+        self,
+        *,
+        default_policy: str,
+        default_after: timedelta,
+        default_max_attempts: int,
+        unread: Sequence[Unread] = (),
+        now: datetime,
     ) -> dict[str, int]:
         """Apply each campaign's `on_uncertain` to leads that stayed uncertain without evidence for long enough.
 
-        `resend` sends a lead while it has attempts left; one that has none is exhausted, and counts as dropped.
+        `resend` sends a lead while it has attempts left; one that has none is exhausted, and counts as dropped. A lead
+        waits, and its reason says so, while a call without a lead or one of *unread* may be about it.
         """
+        evidence = Evidence(self._db)
+        may_exist, given = evidence.may_exist(), evidence.parameter(unread)
         policy = sa.func.coalesce(campaigns.c.on_uncertain, default_policy)
         with self._db.read() as connection:
             found = connection.execute(
@@ -582,21 +594,34 @@ class Leads:
         for row in found:
             seconds = row.uncertain_after_seconds
             after = default_after if seconds is None else timedelta(seconds=seconds)
-            old = (
+            overdue = (
                 leads.c.campaign_id == row.id,
                 _is(LeadState.UNCERTAIN),
                 leads.c.changed_at <= now - after,
             )
+            self._say_what_they_wait_for((*overdue, may_exist), given)
+            old = (*overdue, sa.not_(may_exist))
             why = {"changed_at": now, "reason": f"uncertain for longer than {after}; on_uncertain={row.policy}"}
             if row.policy == "drop":
-                changed["drop"] += self._change(old, since, state=LeadState.CANCELLED, **why)
+                changed["drop"] += self._change(old, since, given, state=LeadState.CANCELLED, **why)
                 continue
             spent = leads.c.attempts >= (row.max_attempts or default_max_attempts)
-            changed["drop"] += self._change((*old, spent), since, state=LeadState.EXHAUSTED, **why)
-            changed["resend"] += self._change(old, since, state=LeadState.QUEUED, due_at=now, **why)
+            changed["drop"] += self._change((*old, spent), since, given, state=LeadState.EXHAUSTED, **why)
+            changed["resend"] += self._change(old, since, given, state=LeadState.QUEUED, due_at=now, **why)
         return changed
 
-    def _change(self, where: Sequence[Any], oldest: sa.Column[Any], **values: object) -> int:
+    def _say_what_they_wait_for(self, where: Sequence[Any], given: Mapping[str, object]) -> None:
+        """Give the leads that match the reason why no policy decides about them."""
+        other = sa.or_(leads.c.reason.is_(None), leads.c.reason != _WAITS_FOR_EVIDENCE)
+        with self._db.write() as connection:
+            mine = sa.select(leads.c.id).where(*where, other).order_by(leads.c.id).limit(_PORTION)
+            ids = connection.scalars(mine.with_for_update(key_share=True), given).all()
+            if ids:
+                connection.execute(sa.update(leads).where(leads.c.id.in_(ids)).values(reason=_WAITS_FOR_EVIDENCE))
+
+    def _change(
+        self, where: Sequence[Any], oldest: sa.Column[Any], given: Mapping[str, object] | None = None, **values: object
+    ) -> int:
         """Change the leads that match, by the time in the column *oldest*; one transaction a portion.
 
         A portion is chosen in the order of its index, so that a million leads are not sorted for each, and then locked
@@ -606,9 +631,9 @@ class Leads:
         changed = 0
         while True:
             with self._db.write() as connection:
-                found = connection.scalars(portion).all()
+                found = connection.scalars(portion, given).all()
                 mine = sa.select(leads.c.id).where(leads.c.id.in_(found), *where).order_by(leads.c.id)
-                ids = connection.scalars(mine.with_for_update(key_share=True)).all()
+                ids = connection.scalars(mine.with_for_update(key_share=True), given).all()
                 connection.execute(sa.update(leads).where(leads.c.id.in_(ids)).values(**values))
             if ids:
                 log.info("leads settled by time", state=values["state"], reason=values["reason"], leads=ids)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pytest
 import redis
 import sqlalchemy as sa
@@ -15,7 +16,7 @@ import sqlalchemy as sa
 from pipeline.domain.campaign import Hold, HoldKind
 from pipeline.domain.lead import Claim, Lead
 from pipeline.events import Events
-from pipeline.ledger import Ledger, StoredEvent, digest_of
+from pipeline.ledger import LeadFilter, Ledger, StoredEvent, digest_of, evidence
 from pipeline.ledger.tables import leads, recounts, tallies
 from pipeline.settings import Settings
 from pipeline.sweep import Sweep, Swept, Tidied
@@ -282,3 +283,82 @@ def test_tidy_folds_the_tallies_and_recounts_them_once_an_hour(ledger: Ledger, m
     assert [one["by"] for one in after["recount"]["differences"]] == [2]
     with ledger.database.read() as connection:
         assert connection.scalar(sa.select(sa.func.count()).where(tallies.c.part != 0)) == 0
+
+
+# Evidence that lies unread
+
+
+def quarantined(ledger: Ledger, body: bytes, *, kind: str = "event", age: timedelta = timedelta()) -> None:
+    ledger.quarantine.put(kind, body, reason="not readable", now=now() - age)
+
+
+def about(phone: str | None, campaign: str | None = CAMPAIGN) -> bytes:
+    """An event whose callSid has another name by now, so that it lies in quarantine."""
+    return orjson.dumps({"call_sid": "1", "campaignId": campaign, "contextDetails": {"recipientPhoneNumber": phone}})
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (about("9800000001"), "event"),
+        (about("9800000001", None), "event"),
+        (about(None), "event"),
+        (b"\x00 no JSON", "event"),
+        (b"[1, 2]", "batch"),
+        (b"no JSON either", "message"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["resend", "drop"])
+def test_no_policy_decides_about_a_lead_while_an_event_in_quarantine_may_be_about_it(
+    ledger: Ledger, make_settings: MakeSettings, policy: str, body: bytes, kind: str
+) -> None:
+    make_uncertain(ledger, make_lead(1), since=timedelta(hours=2))
+    quarantined(ledger, body, kind=kind)
+    around = Around(ledger, make_settings(on_uncertain=policy))
+    assert (around.sweep.tidy(), states(ledger)) == (tidied(), {"uncertain": 1})
+    (story,) = ledger.reports.stories(LeadFilter(campaign=CAMPAIGN), limit=2)
+    assert story["reason"].startswith("waits for evidence: ")
+    ledger.quarantine.release([one.digest for one in ledger.quarantine.waiting()], now=now())
+    around.sweep.tidy()
+    assert states(ledger) == {"resend": {"queued": 1}, "drop": {"cancelled": 1}}[policy]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "age"),
+    [
+        (about("9800000002"), "event", timedelta()),
+        (about("9800000001", OTHER), "event", timedelta()),
+        (about("9800000001"), "lead", timedelta()),
+        (about("9800000001"), "event", timedelta(days=2)),
+    ],
+)
+def test_what_in_quarantine_cannot_be_about_a_lead_does_not_hold_its_policy_up(
+    ledger: Ledger, make_settings: MakeSettings, body: bytes, kind: str, age: timedelta
+) -> None:
+    make_uncertain(ledger, make_lead(1), since=timedelta(hours=2))
+    quarantined(ledger, body, kind=kind, age=age)
+    assert Around(ledger, make_settings(on_uncertain="resend")).sweep.tidy() == tidied(resent=1)
+
+
+def test_no_policy_decides_while_a_call_without_a_lead_may_be_the_leads(
+    ledger: Ledger, make_settings: MakeSettings
+) -> None:
+    """Two leads of one person fit the call, so it has neither; both may have been called."""
+    first, second = make_lead(1), make_lead(1, key="second")
+    make_uncertain(ledger, first, second, make_lead(2), since=timedelta(hours=2))
+    stored(ledger, first.phone, age=timedelta(minutes=1))
+    around = Around(ledger, make_settings(on_uncertain="resend"))
+    assert (around.sweep.tidy().resent, states(ledger)) == (1, {"uncertain": 2, "queued": 1})
+
+
+def test_more_in_quarantine_than_is_read_may_be_about_any_lead(
+    ledger: Ledger, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "_MOST_READ", 2)
+    make_uncertain(ledger, make_lead(1), since=timedelta(hours=2))
+    for number in (2, 3, 4):
+        quarantined(ledger, about(f"980000000{number}"))
+    assert (Around(ledger, make_settings(on_uncertain="resend")).sweep.tidy(), states(ledger)) == (
+        tidied(),
+        {"uncertain": 1},
+    )

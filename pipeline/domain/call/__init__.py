@@ -9,7 +9,7 @@ Pure throughout: no I/O, no clock. Whatever JSON Futwork sends, the only excepti
 
 from pipeline.domain.call.describe import Call, describe
 from pipeline.domain.call.disposition import normalise_disposition
-from pipeline.domain.call.event import Event, UnreadableEvent, read_event, reference
+from pipeline.domain.call.event import Event, UnreadableEvent, names_in, read_event, reference
 from pipeline.domain.call.merge import merge
 from pipeline.domain.call.outcome import decide_outcome
 from pipeline.domain.call.status import CALL_STATUSES, CallOutcome, CallStatus, normalise_status, standing
@@ -26,6 +26,7 @@ __all__ = [
     "decide_outcome",
     "describe",
     "merge",
+    "names_in",
     "normalise_disposition",
     "normalise_status",
     "read_event",

@@ -89,6 +89,24 @@ def read_event(body: bytes, *, received_at: datetime, default_region: str = "IN"
     )
 
 
+def names_in(body: bytes, *, default_region: str = "IN") -> list[tuple[str | None, str | None]]:
+    """Each campaign and number (E.164) that a body may be about, also one that is no readable event.
+
+    None stands for what cannot be read, so that a caller takes it for any. A body of several events, as a message has
+    them, names several.
+    """
+    try:
+        value = _parse(body)
+    except UnreadableEvent:
+        return [(None, None)]
+    found = [
+        (id_in(one, "campaignId"), recipient_phone(one, default_region))
+        for one in (value if isinstance(value, list) else [value])
+        if isinstance(one, dict)
+    ]
+    return found or [(None, None)]
+
+
 def reference(event: Event, key: str) -> str | None:
     """Return our own reference, which Futwork hands back under *key* of `recipientData`, or None if it did not."""
     return text_of(recipient_data(event.payload).get(key))
