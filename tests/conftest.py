@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from pipeline.devstack.embedded_valkey import embedded_broker
 from pipeline.domain.lead import Answer, Claim, Lead, Outcome, lead_id
-from pipeline.ledger import Ledger, metadata
+from pipeline.ledger import LeadFilter, Ledger, metadata
 from pipeline.settings import Settings
 from tests.waiting import measured_slowness, patience
 
@@ -204,6 +204,14 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
         return Settings(_env_file=None, **(values | overrides))
 
     return make
+
+
+def story_of(ledger: Ledger, which: LeadFilter) -> dict[str, Any]:
+    """The story of the one lead that matches."""
+    (lead,) = ledger.reports.leads(which, limit=2)
+    story = ledger.reports.story(uuid.UUID(lead["id"]))
+    assert story is not None
+    return story
 
 
 def make_lead(number: int = 0, **overrides: Any) -> Lead:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
@@ -23,57 +24,65 @@ from pipeline.cli.session import (
     now,
     print_json,
     printable,
-    read_phone,
+    settings_beside_up,
     the_ledger,
+    watching,
 )
 from pipeline.domain.campaign import ADVICE, HoldKind
-from pipeline.ledger import LeadFilter, Ledger
-from pipeline.settings import Settings
+from pipeline.ledger import LeadFilter
+from pipeline.status.journey import journey
+from pipeline.status.policies import POLICIES
+from pipeline.status.search import find_leads
+from pipeline.status.text import span
 
-POLICIES = ("rate", "on_uncertain", "uncertain_after_seconds", "max_attempts", "lead_max_age_seconds")
+if TYPE_CHECKING:
+    from pipeline.status.attention import Attention
+
 STATE_COLOURS = {"called": "green", "submitted": "cyan", "uncertain": "yellow", "rejected": "red", "exhausted": "red"}
+_STEPS = {"good": "green", "trouble": "yellow", "person": "cyan"}
 _SPEAKERS = {"agent": "bold cyan", "lead": "bold green"}
 
 
 @click.command()
 @as_json
 def status(*, as_json: bool) -> None:
-    """How the pipeline stands: leads by state, campaigns, calls, events, and what waits in this host's spool.
+    """The state of the pipeline: leads by state, campaigns, calls, events, this host's spool, and what needs attention.
+
+    Every lead is counted again, which takes a while among millions; `pipeline top` is faster.
 
     \b
     pipeline status
     pipeline status --json | jq .leads.uncertain
     """
-    with the_ledger() as (ledger, settings):
+    from pipeline.status.attention import attention, of_ledger
+
+    settings = settings_beside_up()
+    with the_ledger() as (ledger, _):
         report = ledger.reports.status(now=now())
-    report["spool"] = _spool(settings)
+    with watching(settings) as watch:
+        seen = watch.look()
+    items = attention(seen, settings) if settings.broker_url else list(of_ledger(seen.ledger.get()))
+    report["spool"] = asdict(seen.spool) if seen.spool else None
+    report["attention"] = [asdict(one) for one in items]
     if as_json:
         print_json(report)
         return
-    show_status(report, console())
-    show_spool(report["spool"], settings, console())
+    out = console()
+    show_status(report, out)
+    if seen.spool is None:
+        out.print(Text(f"spool: you may not read {settings.spool_dir}", style="yellow"))
+    for one in attention_lines(items):
+        out.print(one)
 
 
-def _spool(settings: Settings) -> dict[str, int] | None:
-    """What waits in the spool that this host's processes share; None where it may not be read."""
-    from pipeline.broker import Spool
-
-    spool = Spool(settings.spool_dir, max_bytes=settings.spool_max_bytes)
-    try:
-        files, size = spool.size()
-        return {"files": files, "bytes": size, "damaged": spool.damaged()}
-    except OSError:
-        return None
-
-
-def show_spool(spool: dict[str, int] | None, settings: Settings, out: Console) -> None:
-    """Print what waits in the spool, if there is anything to say."""
-    if spool is None:
-        out.print(Text(f"spool: {settings.spool_dir} may not be read by you", style="yellow"))
-    elif spool["files"] or spool["damaged"]:
-        told = f"spool: {spool['files']:,} files with {spool['bytes']:,} bytes wait for the broker"
-        damaged = f"; {spool['damaged']:,} damaged ones want a person" if spool["damaged"] else ""
-        out.print(Text(f"{told} in {settings.spool_dir}{damaged}", style="yellow"))
+def attention_lines(items: Sequence[Attention]) -> list[Text]:
+    """What needs attention, a line each, with the command that shows more."""
+    lines = []
+    for one in items:
+        line = Text(no_wrap=True, overflow="ellipsis").append(f"{one.command}  ", style="dim")
+        colour = {"stopped": "red", "check": "yellow"}.get(one.level, "")
+        lines.append(line.append(one_line(one.line), style=colour))
+    return lines
 
 
 @click.command()
@@ -118,18 +127,19 @@ def leads(*, which: LeadFilter, limit: int, as_json: bool) -> None:
 @click.option("--campaign", callback=not_empty, help="The campaign, if leads of several fit.")
 @as_json
 def show(lead: str, *, campaign: str | None, as_json: bool) -> None:
-    """One lead's whole story: accepted, every attempt, every event, the call with its transcript.
+    """One lead's whole story: accepted, every POST, every event, what operators did, the call with its transcript.
 
-    LEAD is an id, a phone number in any spelling, or your key.
+    LEAD is an id or a phone number in any spelling, your key, Futwork's lead id, or a call's callSid.
 
     \b
     pipeline show 9999789877
     pipeline show 1c1d3a36-0a2f-5c0e-9b0e-6f6a3d9b1c11 --json
     """
-    with the_ledger() as (ledger, _):
-        stories = _find(ledger, lead, campaign)
+    with the_ledger() as (ledger, settings):
+        found = find_leads(ledger, lead, region=settings.default_region, campaign=campaign, limit=20)
+        stories = [story for one in found if (story := ledger.reports.story(uuid.UUID(one["id"])))]
     if not stories:
-        raise Refused(f"no lead has the id, number or key {printable(lead)!r}")
+        raise Refused(f"no lead found for {printable(lead)!r}: give an id, a phone number, a key or a call's callSid")
     for place, story in enumerate(stories):
         if as_json:
             print_json(story)
@@ -139,24 +149,11 @@ def show(lead: str, *, campaign: str | None, as_json: bool) -> None:
             show_story(story, console())
 
 
-def _find(ledger: Ledger, text: str, campaign: str | None) -> list[dict[str, Any]]:
-    """The stories that the text may mean; an id has the form of one, and so may a key."""
-    filters = [LeadFilter(key=text, campaign=campaign)]
-    with contextlib.suppress(ValueError):
-        filters.append(LeadFilter(ids=(uuid.UUID(text),), campaign=campaign))
-    with contextlib.suppress(click.BadParameter):
-        filters.append(LeadFilter(phone=read_phone(text), campaign=campaign))
-    found: dict[str, dict[str, Any]] = {}
-    for which in filters:
-        for story in ledger.reports.stories(which, limit=20):
-            found.setdefault(story["id"], story)
-    return list(found.values())
-
-
 def show_status(report: dict[str, Any], out: Console) -> None:
     """Print a status report for a person."""
     total = sum(report["leads"].values())
-    verdict = "= sum over states" if total == report["accepted"] else f"BUT the states add up to {total:,}"
+    matches = total == report["accepted"]
+    verdict = "matches the states below" if matches else f"but the states below contain {total:,}"
     out.print(f"[bold]{report['accepted']:,}[/] leads accepted ({verdict})")
     table = Table(box=None, show_header=False, padding=(0, 2))
     table.add_column()
@@ -175,10 +172,7 @@ def show_status(report: dict[str, Any], out: Console) -> None:
         f" {events['orphans']:,}"
     )
     if report["oldest_due_seconds"]:
-        out.print(f"the oldest due lead waits {report['oldest_due_seconds']:,.0f} s")
-    if report["oldest_uncertain_seconds"]:
-        age = report["oldest_uncertain_seconds"]
-        out.print(f"[yellow]the oldest uncertain lead is so for {age:,.0f} s: see `pipeline resolve --help`[/]")
+        out.print(f"the oldest due lead has waited for {span(report['oldest_due_seconds'])}")
 
 
 def show_campaign(campaign: dict[str, Any], out: Console, *, policies: bool = False) -> None:
@@ -195,36 +189,28 @@ def show_campaign(campaign: dict[str, Any], out: Console, *, policies: bool = Fa
         if campaign["leads"]["queued"] or campaign["leads"]["sending"]:
             when = f"next probe at {time_of(campaign['probe_at'])}; `pipeline campaign resume` does not wait for it"
         else:
-            when = "no lead waits, so nothing probes it; `pipeline campaign resume` ends the hold"
+            when = "no lead waits, so there is no probe; `pipeline campaign resume` ends the hold"
         out.print(f"  {when}")
     if policies:
-        own = ", ".join(f"{name} {campaign[name]}" for name in POLICIES if campaign[name] is not None)
+        named = [name for name in POLICIES if name != "account" and campaign[name] is not None]
+        own = ", ".join(f"{name} {campaign[name]}" for name in named)
         out.print(Text(f"  account {campaign['account']}; {own or 'every policy as in the settings'}"))
 
 
 def show_story(story: dict[str, Any], out: Console) -> None:
-    """Print a lead's journey in order: the numbers of the call's turns are those of its transcript."""
+    """Print a lead's journey in order, then its calls with their transcripts."""
     out.print(f"[bold]lead {story['id']}[/]")
     out.print(Text(f"  {story['phone']}, campaign {story['campaign_id']}, key {one_line(story['key'])}"))
     out.print(Text(f"  {one_line(orjson.dumps(story['data']).decode())}", style="dim"))
-    steps: list[tuple[datetime, Text]] = [(story["accepted_at"], Text("accepted"))]
-    for attempt in story["attempts_made"]:
-        code = f" (HTTP {attempt['http_status']})" if attempt["http_status"] else ""
-        text = Text(f"POST: {attempt['outcome']}{code} in {attempt['duration_ms']} ms")
-        text.stylize("green" if attempt["outcome"] == "accepted" else "yellow", 6, 6 + len(attempt["outcome"]))
-        if attempt["excerpt"]:
-            text.append(f": {one_line(attempt['excerpt'])}", style="dim")
-        steps.append((attempt["started_at"], text))
-    several = len(story["calls"]) > 1
-    for event in story["events"]:
-        whose = f" (call {event['call_sid']})" if several else ""
-        steps.append((event["received_at"], Text(f"event: {one_line(event['status'] or 'without a status')}{whose}")))
-    journey = Table.grid(padding=(0, 2))
-    journey.add_column(no_wrap=True, style="dim")
-    journey.add_column(overflow="fold")
-    for moment, text in sorted(steps, key=lambda step: step[0]):
-        journey.add_row(f"  {time_of(moment)}", text)
-    out.print(journey)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    for step in journey(story):
+        text = Text(one_line(step.title), style=_STEPS.get(step.kind, ""))
+        text.append(f" ({one_line(step.text)})" if step.text else "")
+        text.append(f": {one_line(step.quote)}" if step.quote else "", style="dim")
+        table.add_row(f"  {time_of(step.at)}", text)
+    out.print(table)
     for call in story["calls"]:
         _show_call(call, out)
     ending = f": {one_line(story['reason'])}" if story["reason"] else ""
@@ -235,7 +221,7 @@ def _show_call(call: dict[str, Any], out: Console) -> None:
     seconds = "" if call["duration_seconds"] is None else f", {call['duration_seconds']:g} s"
     label = f", {one_line(call['disposition'])}" if call["disposition"] else ""
     out.print(
-        Text(f"  call {one_line(call['call_sid'])}: {call['outcome']}{seconds}{label} (found by {call['linked_by']})")
+        Text(f"  call {one_line(call['call_sid'])}: {call['outcome']}{seconds}{label} (matched by {call['linked_by']})")
     )
     details = call["details"]
     if details.get("summary"):

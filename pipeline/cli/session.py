@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.ledger import Actor, Ledger
+    from pipeline.status.snapshot import Watch
 
 VAR = Path("var")
 """Where development commands keep their private broker and ledger."""
 
+_STATEMENT_SECONDS = 5.0  # after which a statement for a snapshot is given up
 _OWNER_SECONDS = 15.0  # longer than a private broker takes to start, or to end
 _BLANKS_AT_END = re.compile(r" +\n")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -116,18 +118,45 @@ def _own_broker(folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def the_ledger() -> Iterator[tuple[Ledger, Settings]]:
     """The ledger of the settings, its tables checked."""
-    from pipeline.ledger import Ledger
-
     settings = load_settings()
-    file = sqlite_file(settings.database_url)
-    if file is not None and not file.exists():  # to look must not create it
-        raise Refused(f"there is no ledger at {file}: run `pipeline up` or `pipeline migrate`, or set DATABASE_URL")
-    ledger = Ledger(settings.database_url)
     try:
-        ledger.check_schema()
+        ledger = existing_ledger(settings)
+    except FileNotFoundError as error:
+        raise Refused(f"{error}: run `pipeline up` or `pipeline migrate`, or set DATABASE_URL") from None
+    try:
         yield ledger, settings
     finally:
         ledger.close()
+
+
+def existing_ledger(settings: Settings) -> Ledger:
+    """The ledger, its tables checked; raises `FileNotFoundError` in place of creating an SQLite file."""
+    from pipeline.ledger import open_ledger
+
+    file = sqlite_file(settings.database_url)
+    if file is not None and not file.exists():
+        raise FileNotFoundError(f"there is no ledger at {file}")
+    return open_ledger(settings.database_url)
+
+
+@contextlib.contextmanager
+def watching(settings: Settings) -> Iterator[Watch]:
+    """What takes snapshots for a command. A ledger file that does not exist is away, and is not created."""
+    from pipeline.status.snapshot import Watch
+    from pipeline.wiring import Services
+
+    parts, seconds = Services(settings), _STATEMENT_SECONDS
+
+    def ledger() -> Ledger:
+        if "ledger" not in parts.__dict__:
+            parts.__dict__["ledger"] = existing_ledger(settings)
+        return parts.ledger
+
+    try:
+        yield Watch(parts, ledger=ledger, statement_seconds=seconds, patience_seconds=seconds + 1)
+    finally:
+        if "ledger" in parts.__dict__:
+            parts.ledger.close()
 
 
 def sqlite_file(url: str) -> Path | None:

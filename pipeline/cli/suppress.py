@@ -15,6 +15,7 @@ from pipeline.cli.rows import PHONE_COLUMNS
 from pipeline.cli.session import Refused, as_json, not_empty, note, now, operator, print_json, read_phone, the_ledger
 from pipeline.domain.campaign import check_campaign_id
 from pipeline.domain.phone import InvalidPhone, to_e164
+from pipeline.status.actions import explained
 
 _SHOWN = 20  # refused lines; what is wrong with the first ones is usually wrong with all
 _NUMBER = re.compile(r"[+(]?[0-9][0-9 ().+-]*")
@@ -26,7 +27,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Only count what would c
 
 @click.group()
 def suppress() -> None:
-    """Numbers that nobody may be called under (do-not-call): add them, list them, take them off.
+    """Do-not-call numbers: add, list and remove them.
 
     \b
     pipeline suppress add 9999789877 --reason "asked not to be called"
@@ -40,11 +41,9 @@ def suppress() -> None:
 @click.option("--reason", default="do not call", show_default=True, callback=not_empty, help="Why; kept with the lead.")
 @_dry_run
 @as_json
+@explained("suppress add")
 def add(numbers: Sequence[str], *, campaign: str | None, reason: str, dry_run: bool, as_json: bool) -> None:
-    """Put numbers on the list, and take their queued leads out. Safe to repeat.
-
-    Each FILE is a CSV with a phone column, or one number a line; - is stdin. When the command returns, no lead with one
-    of the numbers is sent any more; what is out at that moment still comes back.
+    """Each FILE is a CSV with a phone column, or one number a line; - is stdin. Safe to repeat.
 
     \b
     pipeline suppress add 9999789877 9999789878 --campaign 68ecc86fd9fbecbe9431a18e
@@ -106,10 +105,9 @@ def list_(*, campaign: str | None, phone: str | None, limit: int, as_json: bool)
 @_campaign
 @_dry_run
 @as_json
+@explained("suppress remove")
 def remove(numbers: Sequence[str], *, campaign: str | None, dry_run: bool, as_json: bool) -> None:
-    """Take numbers off the list. Their suppressed leads stay so until `pipeline retry --state suppressed`.
-
-    Without --campaign the entries for all campaigns go, and those for a single one stay.
+    """Without --campaign the entries for all campaigns are removed, and those for a single one stay.
 
     \b
     pipeline suppress remove 9999789877

@@ -69,7 +69,7 @@ ADVICE = {
         "Futwork does not know this campaign",
         (
             "See whether it exists in Futwork's console, and whether FUTWORK_BASE_URL is right. If it is gone, cancel"
-            " its leads, then resume it: nothing is sent, and it counts as held no more."
+            " its leads, then resume it: nothing is sent, and it is no longer held."
         ),
     ),
     HoldKind.REJECTIONS: (

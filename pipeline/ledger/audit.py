@@ -14,6 +14,9 @@ import sqlalchemy as sa
 from pipeline.ledger.database import Database, storable_text
 from pipeline.ledger.tables import audit
 
+_OF_MANY = ("retry", "cancel", "resolve: sent", "resolve: resend", "resolve: drop")
+_MOST_LOOKED_AT = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Actor:
@@ -56,20 +59,53 @@ class Audit:
         if lead is not None:
             query = query.where(audit.c.lead_id == lead)
         with self._db.read() as connection:
-            return [
-                {
-                    "number": row.id,
-                    "at": row.at,
-                    "who": row.who,
-                    "via": row.via,
-                    "action": row.action,
-                    "campaign_id": row.campaign_id,
-                    "lead_id": str(row.lead_id) if row.lead_id else None,
-                    "details": orjson.loads(row.details),
-                    "changed": row.changed,
-                }
-                for row in connection.execute(query)
-            ]
+            return [_entry(row) for row in connection.execute(query)]
+
+
+def interventions(connection: sa.Connection, lead: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What operators did to a lead, oldest first; *lead* is in the shape of `reports.rows.lead_row`.
+
+    A change of many leads is noted with its filter and not with each lead. One whose filter fits the lead is among
+    them; `is_certain` says whether the lead was changed in that very moment, or may only have been.
+    """
+    id_ = uuid.UUID(lead["id"])
+    owned = sa.or_(audit.c.campaign_id.is_(None), audit.c.campaign_id == lead["campaign_id"])
+    of_many = sa.and_(audit.c.lead_id.is_(None), audit.c.action.in_(_OF_MANY), owned)
+    query = sa.select(audit).where(audit.c.at >= lead["accepted_at"], audit.c.changed > 0)
+    query = query.where(sa.or_(audit.c.lead_id == id_, of_many)).order_by(audit.c.id.desc()).limit(_MOST_LOOKED_AT)
+    found = []
+    for entry in map(_entry, connection.execute(query)):
+        is_certain = entry["lead_id"] == lead["id"] or entry["at"] == lead["changed_at"]
+        if entry["lead_id"] is not None or _fits(entry["details"], lead):
+            found.append(entry | {"is_certain": is_certain})
+    return found[::-1]
+
+
+def _fits(named: Mapping[str, Any], lead: Mapping[str, Any]) -> bool:
+    """Whether a noted `LeadFilter` fits a lead by what never changes of it."""
+    after, before = named.get("accepted_after"), named.get("accepted_before")
+    return (
+        lead["id"] in named.get("ids", [lead["id"]])
+        and named.get("campaign", lead["campaign_id"]) == lead["campaign_id"]
+        and named.get("phone", lead["phone"]) == lead["phone"]
+        and named.get("key", lead["key"]) == lead["key"]
+        and (after is None or datetime.fromisoformat(after) <= lead["accepted_at"])
+        and (before is None or lead["accepted_at"] < datetime.fromisoformat(before))
+    )
+
+
+def _entry(row: Any) -> dict[str, Any]:
+    return {
+        "number": row.id,
+        "at": row.at,
+        "who": row.who,
+        "via": row.via,
+        "action": row.action,
+        "campaign_id": row.campaign_id,
+        "lead_id": str(row.lead_id) if row.lead_id else None,
+        "details": orjson.loads(row.details),
+        "changed": row.changed,
+    }
 
 
 def note(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, current_app, jsonify
 
-from pipeline.broker import BrokerUnavailable
-from pipeline.ledger import SchemaMismatch, ledger_is_at_fault
+from pipeline.ledger import SchemaMismatch
 from pipeline.observability.logs import logger
 from pipeline.settings import Settings
 from pipeline.web import metrics
@@ -17,38 +16,30 @@ blueprint = Blueprint("health", __name__)
 
 @blueprint.get("/healthz")
 def healthz() -> Response:
-    """200 while the process serves requests at all; says nothing of what it depends on."""
+    """200 while the process serves requests at all, whatever the parts that it depends on do."""
     return jsonify(status="ok")
 
 
 @blueprint.get("/readyz")
 def readyz() -> tuple[Response, int]:
-    """200 if broker and ledger answer, else 503; names what does not.
+    """200 if broker and ledger answer, else 503 with the one that does not.
 
-    The webhook works without either as long as the spool has room, so do not take this process out of service for it.
+    The webhook works without either while the spool has room, so do not take this process out of service for it.
     """
-    mine = services(_settings())
-    found = {"broker": "ok", "ledger": "ok"}
-    try:
-        mine.broker.ping()
-    except BrokerUnavailable:
-        found["broker"] = "away"
-    try:
-        mine.ledger.ping()
-    except SchemaMismatch as error:
-        found["ledger"] = str(error)
-    except Exception as error:
-        if not (ledger_is_at_fault(error) or isinstance(error, OSError)):
-            raise
-        log.warning("the ledger does not answer", error=type(error).__name__)
-        found["ledger"] = "away"
-    ready = set(found.values()) == {"ok"}
-    return jsonify(status="ok" if ready else "not ready", **found), 200 if ready else 503
+    found = {}
+    for name, answer in metrics.watch(services(_settings())).ready().items():
+        found[name] = "ok" if answer.value else "away"
+        if isinstance(answer.error, SchemaMismatch):
+            found[name] = str(answer.error)
+        elif answer.error is not None:
+            log.warning("a part does not answer", part=name, error=type(answer.error).__name__)
+    is_ready = set(found.values()) == {"ok"}
+    return jsonify(status="ok" if is_ready else "not ready", **found), 200 if is_ready else 503
 
 
 @blueprint.get("/metrics")
 def scrape() -> Response:
-    """Everything this process can tell, in Prometheus' text form; holds no personal data."""
+    """All metrics in Prometheus' text form; they contain no personal data."""
     body, content_type = metrics.scrape(services(_settings()))
     return Response(body, content_type=content_type)
 

@@ -27,6 +27,7 @@ from pipeline.observability import tracing
 from pipeline.observability.logs import logger
 from pipeline.producer import LEADS_A_BATCH
 from pipeline.settings import Settings
+from pipeline.status.search import read_id
 from pipeline.web import metrics
 from pipeline.web.bodies import read_body
 from pipeline.wiring import Services, services
@@ -102,9 +103,8 @@ def tell_lead(id_: str) -> tuple[Response, int]:
     """One lead's story: its state, attempts and calls; 404 until intake has written it."""
     settings: Settings = current_app.config["PIPELINE"]
     scope = _scope_of_token(settings)
-    try:
-        wanted = uuid.UUID(id_)
-    except ValueError:
+    wanted = read_id(id_)
+    if wanted is None:
         abort(404, "a lead id is a UUID, as the intake returned it")
     try:
         story = services(settings).ledger.reports.story(wanted)
@@ -117,6 +117,8 @@ def tell_lead(id_: str) -> tuple[Response, int]:
         abort(404, "no such lead (one that was just accepted is known in a moment)")
     for event in story["events"]:
         del event["payload"]  # the calls hold what it says; the raw body is for operators
+    for one in story["interventions"]:
+        del one["who"], one["details"]  # names of our own people, and other leads' filters
     return Response(orjson.dumps(story, option=orjson.OPT_UTC_Z), mimetype="application/json"), 200
 
 

@@ -195,9 +195,9 @@ def held_for(kind: HoldKind) -> Callable[[Installation], None]:
 
 NOBODY = "redis://127.0.0.1:9/0"
 FAULTS: dict[str, tuple[Callable[[Installation], object], set[tuple[str, str]], str]] = {
-    "a key that Futwork refuses": (held_for(HoldKind.REFUSED_KEY), {("campaigns", "fail")}, "1 refused_key"),
+    "a key that Futwork refuses": (held_for(HoldKind.REFUSED_KEY), {("campaigns", "fail")}, "refuses the API key"),
     "a campaign that Futwork does not know": (
-        held_for(HoldKind.REFUSED_CAMPAIGN), {("campaigns", "warn")}, "campaign list"),
+        held_for(HoldKind.REFUSED_CAMPAIGN), {("campaigns", "warn")}, "campaign resume"),
     "a wrong setting": (setting(account_rate="fast"), {("settings", "fail")}, "ACCOUNT_RATE"),
     "a campaign faster than its account": (
         setting(account_rate="5/s", campaign_rate="10/s"), {("limits", "warn")}, "CAMPAIGN_RATE"),

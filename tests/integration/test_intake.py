@@ -15,7 +15,7 @@ from pipeline.intake import Intake, TakenIn, UnreadableBatch
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.ledger.tables import batches, campaigns, leads, quarantine
 from pipeline.settings import Settings
-from tests.conftest import CAMPAIGN
+from tests.conftest import CAMPAIGN, story_of
 
 MakeSettings = Callable[..., Settings]
 BATCH = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
@@ -185,7 +185,7 @@ def test_a_lead_ages_by_the_settings_or_by_its_campaign(
 def test_a_lead_is_written_in_futworks_own_names_too(ledger: Ledger, intake: Intake) -> None:
     given = {"recipientPhoneNumber": 9800000001, "recipientData": {"customer_name": "Asha"}}
     assert intake.take_in(message(given)).accepted == 1
-    (story,) = ledger.reports.stories(LeadFilter(campaign=CAMPAIGN), limit=2)
+    story = story_of(ledger, LeadFilter(campaign=CAMPAIGN))
     assert (story["phone"], story["data"]) == ("+919800000001", {"customer_name": "Asha"})
 
 

@@ -22,7 +22,7 @@ from pipeline.ledger import LeadFilter, Ledger
 from pipeline.ledger.calls import CallRow, StoredEvent
 from pipeline.ledger.leads import Recorded
 from pipeline.ledger.tables import attempts, batches, leads
-from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead
+from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead, story_of
 
 DAY = timedelta(days=1)
 LEASE = timedelta(minutes=2)
@@ -124,7 +124,7 @@ def test_a_batch_is_stored_as_it_was_given(ledger: Ledger) -> None:
     assert row.id == lead_id(CAMPAIGN, "K-1")
     assert (row.campaign_id, row.key, row.phone, row.state, row.attempts) == (CAMPAIGN, "K-1", given.phone, "queued", 0)
     assert (row.due_at, row.accepted_at, row.changed_at, row.expires_at) == (NOW, NOW, NOW, NOW + DAY)
-    (story,) = ledger.reports.stories(LeadFilter(campaign=CAMPAIGN), limit=2)
+    story = story_of(ledger, LeadFilter(campaign=CAMPAIGN))
     assert story["data"] == given.data
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from pipeline.broker import Kind, Spool, decode_events, encode_events, lead_batch
-from pipeline.cli.replay import Replayed, replay_all
 from pipeline.domain.lead import lead_id
 from pipeline.events import Events
 from pipeline.intake import Intake
 from pipeline.ledger import Ledger
+from pipeline.replay import Replayed, replay_all
 from pipeline.settings import Settings
 from pipeline.worker import app as tasks
 from tests.conftest import CAMPAIGN, NOW, make_lead

@@ -28,8 +28,8 @@ from pipeline.observability.metrics import (
     UNCERTAIN_OVERDUE,
 )
 from pipeline.settings import Settings
+from pipeline.status.snapshot import Source
 from pipeline.web import metrics
-from pipeline.web.metrics import Source
 from pipeline.wiring import Services
 from tests.conftest import CAMPAIGN, make_lead
 
@@ -211,39 +211,36 @@ def test_what_is_away_leaves_its_numbers_out_and_the_others_whole(
 
 
 def test_a_slow_ledger_is_given_up_by_the_database_and_told_of_as_it_was(
-    postgres_ledger: Ledger, make_parts: Callable[..., Services], monkeypatch: pytest.MonkeyPatch
+    postgres_ledger: Ledger, make_parts: Callable[..., Services]
 ) -> None:
     """Its table of campaigns is locked, as by a migration."""
-    monkeypatch.setattr(metrics, "PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr(metrics, "_LEDGER_SECONDS", 1.5)
     mine = make_parts(postgres_ledger)
+    watch = metrics.watch(mine)
+    watch.statement_seconds, watch.patience_seconds = 1.5, 30
     take_in(postgres_ledger, CAMPAIGN, 3)
-    monkeypatch.setattr(metrics, "PATIENCE_SECONDS", 30)
     before = samples(mine)
-    monkeypatch.setattr(metrics, "PATIENCE_SECONDS", 0.3)
+    watch.patience_seconds = 0.3
 
     with postgres_ledger.database.write() as connection:
         connection.execute(sa.text("LOCK TABLE campaigns IN ACCESS EXCLUSIVE MODE"))
         started = time.monotonic()
         during = samples(mine)
         took = time.monotonic() - started
-        threads = [one for one in threading.enumerate() if one.name == "metrics"]
+        threads = [one for one in threading.enumerate() if one.name == "snapshot"]
         again = samples(mine)
-        source = metrics._sources(mine).ledger
-        source.answer(time.monotonic() + 30)  # until the database has given the statement up
-        given_up = source.answer(0)
+        given_up = watch.overview.answer(time.monotonic() + 30)  # when the database has given the statement up
 
     assert took < 4
     assert during["pipeline_leads", (CAMPAIGN, "queued")] == before["pipeline_leads", (CAMPAIGN, "queued")] == 3
     assert during["pipeline_ledger_up", ()] == again["pipeline_ledger_up", ()] == 1
     assert again["pipeline_ledger_read_age_seconds", ()] > during["pipeline_ledger_read_age_seconds", ()] > 0.3
     assert len(threads) == 1
-    assert given_up is None
-    monkeypatch.setattr(metrics, "PATIENCE_SECONDS", 30)
+    assert given_up.value is None
+    watch.patience_seconds = 30
     assert samples(mine)["pipeline_ledger_up", ()] == 1
 
 
-def test_a_source_that_was_silent_for_too_long_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_was_silent_for_too_long_is_away() -> None:
     go_on, asked = threading.Event(), []
 
     def ask() -> int:
@@ -252,18 +249,18 @@ def test_a_source_that_was_silent_for_too_long_is_away(monkeypatch: pytest.Monke
             go_on.wait(60)
         return len(asked)
 
-    source = Source(ask, lambda _error: False)
+    source = Source(ask, stale_seconds=60)
     source.begin()
-    assert source.answer(time.monotonic() + 30)[0] == 1
+    assert source.answer(time.monotonic() + 30).value == 1
     for _ in range(3):
         source.begin()
-    assert source.answer(0)[0] == 1
-    monkeypatch.setattr(metrics, "STALE_SECONDS", 0.0)
-    assert source.answer(0) is None
+    assert source.answer(0).value == 1
+    source.stale_seconds = 0.0
+    assert source.answer(0).value is None
     go_on.set()
-    monkeypatch.setattr(metrics, "STALE_SECONDS", 60.0)
+    source.stale_seconds = 60.0
 
-    assert source.answer(time.monotonic() + 30)[0] == 2
+    assert source.answer(time.monotonic() + 30).value == 2
     assert len(asked) == 2
 
 

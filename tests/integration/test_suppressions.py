@@ -20,7 +20,7 @@ from pipeline.cli import cli
 from pipeline.domain.campaign import Campaign
 from pipeline.domain.lead import Claim, Lead, Outcome, Retry, settle
 from pipeline.ledger import LeadFilter, Ledger, Suppressed
-from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead
+from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead, story_of
 
 OTHER = "68ecc86fd9fbecbe94310000"
 DAY, LEASE = timedelta(days=1), timedelta(minutes=2)
@@ -111,7 +111,7 @@ def test_a_lead_that_was_out_is_not_sent_again_when_it_comes_back(ledger: Ledger
 
     assert [one.phone for one in claim(ledger)] == [phone(2)]
     assert states(ledger)[phone(1)] == WHY
-    (story,) = ledger.reports.stories(LeadFilter(phone=phone(1)), limit=1)
+    story = story_of(ledger, LeadFilter(phone=phone(1)))
     assert [one["outcome"] for one in story["attempts_made"]] == [outcome.value]
 
 

@@ -26,12 +26,15 @@ import redis
 from rich.console import Console
 
 from pipeline.broker import QUEUES
-from pipeline.cli.top.look import Looker
-from pipeline.cli.top.screen import duration, needs_a_person, screen, sparkline
+from pipeline.cli.session import watching
+from pipeline.cli.top.screen import screen, sparkline
 from pipeline.coordination.heartbeats import Heartbeats
 from pipeline.domain.campaign import Hold, HoldKind
 from pipeline.ledger import Ledger
 from pipeline.settings import load_settings
+from pipeline.status.attention import attention
+from pipeline.status.snapshot import Snapshot
+from pipeline.status.text import span
 from tests.conftest import CAMPAIGN, make_lead
 from tests.integration.cli.conftest import Result, run
 from tests.waiting import until
@@ -58,10 +61,11 @@ def installation(
     for name, value in {"BROKER_URL": valkey_url, "DATABASE_URL": f"sqlite:///{tmp_path / 'ledger.db'}",
                         "FUTWORK_API_KEY": "k", "SPOOL_DIR": str(tmp_path / "spool")}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    pulse = Heartbeats(valkey)
-    pulse.note("worker", "w@here", QUEUES)
-    pulse.note("beat", "beat@here")
-    pulse.note("web", "here")
+    heartbeats = Heartbeats(valkey)
+    heartbeats.note("worker", "w@here", QUEUES)
+    heartbeats.note("beat", "beat@here")
+    heartbeats.note("web", "here")
+    heartbeats.ran("sweep")
     ledger = Ledger(load_settings().database_url)
     now = datetime.now(UTC)
     for id_, count in ((CAMPAIGN, 12), (HELD, 3)):
@@ -73,16 +77,14 @@ def installation(
     ledger.close()
 
 
-def look() -> dict[str, Any]:
-    looker = Looker(load_settings())
-    seen = looker.look()
-    looker.close()
-    return seen
+def look() -> Snapshot:
+    with watching(load_settings()) as watch:
+        return watch.look()
 
 
-def drawn(seen: dict[str, Any], width: int, height: int) -> list[str]:
+def drawn(seen: Snapshot, width: int, height: int) -> list[str]:
     console = Console(width=width, height=height, file=io.StringIO(), record=True)
-    console.print(screen(seen, width=width, height=height))
+    console.print(screen(seen, load_settings(), width=width, height=height))
     return console.export_text().rstrip("\n").split("\n")
 
 
@@ -99,15 +101,15 @@ def test_it_fits_the_window_and_shows_parts_leads_rate_calls_and_needs(width: in
     assert re.search(r"queued +15", text)
     assert "0.0/s of 20/s" in text
     assert "calls: 0" in text
-    assert "needs a person (1)" in text
-    assert f"{HELD} held (refused_campaign)" in text
+    assert "needs attention (1)" in text
+    assert f"pipeline campaign resume {HELD}  Campaign {HELD}"[: width - 1] in text
     assert re.search(rf"{CAMPAIGN} +active .* queued 12", text)
 
 
 @pytest.mark.usefixtures("installation")
 def test_the_number_of_lines_never_passes_the_window_however_much_there_is_to_say() -> None:
     seen = look()
-    seen["overview"]["campaigns"] = [seen["overview"]["campaigns"][1]] * 40
+    seen.ledger.get()["campaigns"] = [seen.ledger.get()["campaigns"][1]] * 40
 
     for height in (16, 24, 40):
         lines = drawn(seen, 80, height)
@@ -115,7 +117,7 @@ def test_the_number_of_lines_never_passes_the_window_however_much_there_is_to_sa
         assert any("more" in line for line in lines)
 
 
-def test_what_a_person_must_do_is_said_with_its_command(
+def test_what_needs_attention_has_its_level_and_its_command(
     installation: Ledger, valkey: redis.Redis, tmp_path: Path
 ) -> None:
     now = datetime.now(UTC)
@@ -128,15 +130,18 @@ def test_what_a_person_must_do_is_said_with_its_command(
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "1.events").write_bytes(b"x")
 
-    needs = [line.plain for line in needs_a_person(look())]
+    items = attention(look(), load_settings())
 
-    assert needs[:2] == [
-        "pipeline doctor  nobody works on dispatch, events, upkeep",
-        "pipeline doctor  no beat: retries and probes wait",
+    assert [(one.level, one.code, one.command) for one in items] == [
+        ("stopped", "queue_unserved", "pipeline doctor"),
+        ("stopped", "no_beat", "pipeline doctor"),
+        ("stopped", "held_refused_campaign", f"pipeline campaign resume {HELD}"),
+        ("check", "spool_waiting", "pipeline doctor"),
+        ("check", "quarantine", "pipeline events list"),
+        ("info", "uncertain", f"pipeline leads --state uncertain --campaign {CAMPAIGN}"),
     ]
-    assert needs[2].startswith(f"pipeline campaign list  {HELD} held")
-    assert re.fullmatch(r"pipeline leads --state uncertain  2 uncertain, the oldest for .*", needs[3])
-    assert needs[4:] == ["pipeline events list  1 in quarantine"]
+    assert items[0].title == "No worker serves the queues dispatch, events, upkeep"
+    assert items[5].title == f"2 leads are uncertain in {CAMPAIGN}"
     assert any("spool 1 files" in line for line in drawn(look(), 140, 40))
 
 
@@ -145,14 +150,15 @@ def test_parts_that_are_away_are_named_and_the_others_are_shown(
 ) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:9/0")
     seen = look()
-    assert set(seen["away"]) == {"limit"}
-    assert seen["overview"]["accepted"] == 15
+    assert set(seen.away) == {"limit"}
+    assert seen.ledger.get()["accepted"] == 15
 
     monkeypatch.setenv("BROKER_URL", "redis://127.0.0.1:9/0")
     monkeypatch.setenv("DATABASE_URL", "sqlite:///none.db")
     seen = look()
-    assert set(seen["away"]) == {"broker", "limit", "ledger"}
-    assert any("ledger is away: there is none at none.db" in line for line in drawn(seen, 80, 24))
+    assert set(seen.away) == {"broker", "limit", "ledger"}
+    assert seen.away["ledger"] == "there is no ledger at none.db"
+    assert any("The ledger does not answer" in line for line in drawn(seen, 80, 24))
     assert not Path("none.db").exists()
 
 
@@ -169,6 +175,8 @@ def test_into_a_pipe_it_prints_once(run: Callable[..., Result]) -> None:
     assert seen["overview"]["leads"]["queued"] == 15
     assert seen["parts"]["alive"] == {"worker": 1, "beat": 1, "web": 1}
     assert set(seen["queues"]) == set(QUEUES)
+    assert [one["code"] for one in seen["attention"]] == ["held_refused_campaign"]
+    assert {"at", "overview", "parts", "queues", "limits", "spool", "away"} <= set(seen)
 
 
 class Terminal:
@@ -242,12 +250,21 @@ def test_it_follows_the_window_and_a_key_ends_it_with_the_terminal_as_it_was(key
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "0 s"), (45, "45 s"), (720, "12 min"), (12_600, "3.5 h"), (181_440, "2.1 d")]
+    ("seconds", "text"),
+    [
+        (None, "–"),
+        (0.25, "250 ms"),
+        (4.2, "4.2 s"),
+        (45, "45 s"),
+        (720, "12 min"),
+        (12_600, "3 h 30 min"),
+        (181_440, "2 d 2 h"),
+    ],
 )
-def test_a_time_is_told_in_its_unit(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
+def test_a_span_has_its_two_largest_units(seconds: float | None, text: str) -> None:
+    assert span(seconds) == text
 
 
-def test_a_sparkline_shows_whatever_is_above_nought() -> None:
+def test_a_sparkline_shows_whatever_is_above_zero() -> None:
     assert sparkline([0, 1, 50, 100]) == "·▁▄█"
     assert sparkline([0, 0]) == "··"

@@ -1,8 +1,8 @@
 """`pipeline doctor`: what is wrong with an installation, each finding with what to do.
 
-`installation` looks at this host: settings, versions, spool, disk. `services` asks what the processes share: broker,
-limit, ledger, clocks, signs of life. `reach` looks out: to Futwork, and from the outside at our webhook. Nothing that
-is checked changes anything, and a check that cannot run says so and the next goes on.
+`installation` checks this host: settings, versions, spool, disk. `services` checks what the processes share: broker,
+rate limiter, ledger, clocks, running processes. `reach` checks the way to Futwork, and our webhook from the outside.
+No check changes anything. A check that cannot run says so, and the next one runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import datetime
 
 from pipeline.cli.doctor import installation, reach, services
 from pipeline.cli.doctor.finding import Finding, Verdict
-from pipeline.cli.session import now, settings_beside_up
+from pipeline.cli.session import now, settings_beside_up, watching
 from pipeline.settings import SettingsError, load_settings
 
 __all__ = ["Finding", "Verdict", "examine"]
@@ -23,8 +23,8 @@ def examine(
 ) -> Iterator[Finding]:
     """Check one thing after the other.
 
-    *webhook_url* is looked at from here in the place of `WEBHOOK_URL`; *check_key* allows one request to Futwork that
-    can create no call; *clock* is this host's.
+    *webhook_url* is checked in the place of `WEBHOOK_URL`; *check_key* allows one request to Futwork that cannot create
+    a call; *clock* is this host's.
     """
     try:
         settings = load_settings()
@@ -35,8 +35,8 @@ def examine(
     with_broker = settings_beside_up()
     if with_broker.broker_url != settings.broker_url:
         text = (
-            "`pipeline up` or another command runs a private broker under ./var; what is said here of address, key and"
-            " tokens is of this command's settings, not of those that `pipeline up` gives its parts"
+            "`pipeline up` or another command runs a private broker under ./var; the findings about address, key and"
+            " tokens are of this command's settings, not of those that `pipeline up` gives its parts"
         )
         yield Finding("settings", "warn", text)
     yield installation.limits(settings)
@@ -50,10 +50,12 @@ def examine(
         yield Finding("broker", "fail", text)
         yield from services.ledger(settings, clock)
     else:
-        yield from services.broker(with_broker)
+        with watching(with_broker) as watch:
+            seen = watch.look()
+        yield from services.broker(with_broker, seen)
         yield from services.limit(with_broker)
         yield from services.ledger(with_broker, clock)
-        yield from services.signs_of_life(with_broker)
+        yield from services.processes(with_broker, seen)
     yield installation.spool(settings)
     yield installation.disk(settings)
     if webhook_url or settings.webhook_url:

@@ -1,4 +1,4 @@
-"""One line of the doctor's."""
+"""One line of the doctor's report."""
 
 from __future__ import annotations
 
@@ -10,14 +10,8 @@ Verdict = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found, with what to do where that is something."""
+    """What one check found, and what to do if something is wrong."""
 
     check: str
     verdict: Verdict
     text: str
-
-
-def one_line(error: BaseException) -> str:
-    """An error in a line, without the statement and parameters that a database's error has after it."""
-    inner = getattr(error, "orig", None) or error
-    return (str(inner).strip().splitlines() or [type(inner).__name__])[0][:200]

@@ -1,41 +1,42 @@
-"""What the doctor asks of what the processes share: broker, limit, ledger, clocks, signs of life."""
+"""What the doctor asks of what the processes share: broker, rate limiter, ledger, clocks, running processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
 
-from pipeline.broker import QUEUES, Broker, BrokerUnavailable, celery_app
-from pipeline.cli.doctor.finding import Finding, Verdict, one_line
+from pipeline.broker import Broker, BrokerUnavailable, celery_app
+from pipeline.cli.doctor.finding import Finding, Verdict
 from pipeline.cli.session import sqlite_file
-from pipeline.coordination.connection import RedisUnavailable, connect
-from pipeline.coordination.heartbeats import Heartbeat, Heartbeats
+from pipeline.coordination.connection import RedisUnavailable
 from pipeline.coordination.inspection import Condition, inspecting
-from pipeline.domain.campaign import CampaignState, HoldKind
 from pipeline.ledger import Ledger, SchemaMismatch, ledger_is_at_fault
 from pipeline.settings import Settings, SettingsError
+from pipeline.status.attention import Attention, of_ledger, of_processes
+from pipeline.status.snapshot import Snapshot
+from pipeline.status.text import count, first_line, span
 
 _WARN_SECONDS, _FAIL_SECONDS = 1.0, 5.0  # between two clocks; claims and leases allow for some seconds
-_LATE_SECONDS = 60.0  # without a sweep that ended
+_FAULTS = ("totals_differ", "held_refused_key", "held_no_key")
 
 
-def broker(settings: Settings) -> Iterator[Finding]:
+def broker(settings: Settings, seen: Snapshot) -> Iterator[Finding]:
     """Whether it answers, keeps what it takes, and never evicts."""
-    try:
-        found = Broker(celery_app(settings, works=False))
-        found.ping()
-        depths, server = found.depths(), found.server()
-    except BrokerUnavailable as error:
-        yield Finding("broker", "fail", f"{error}: check BROKER_URL and that it runs")
+    if seen.broker.value is None:
+        yield Finding("broker", "fail", f"{seen.broker.why}: check BROKER_URL and that it runs")
         return
-    waiting = ", ".join(f"{name} {count:,}" for name, count in depths.items())
+    waiting = "messages waiting: " + ", ".join(f"{name} {n:,}" for name, n in seen.broker.value.items())
     if not settings.broker_url.startswith(("redis", "sentinel")):
-        yield Finding("broker", "ok", f"{server or 'the broker'} answers; messages waiting: {waiting}")
-        alarms = "`rabbitmq-diagnostics check_local_alarms` on its host says whether one blocks publishers"
-        text = f"queues and messages are durable by declaration; its memory and disk alarms do not show here: {alarms}"
+        try:
+            server = Broker(celery_app(settings, works=False)).server()
+        except BrokerUnavailable:
+            server = ""
+        yield Finding("broker", "ok", f"{server or 'the broker'} answers; {waiting}")
+        alarms = "`rabbitmq-diagnostics check_local_alarms` on its host shows whether one blocks publishers"
+        text = f"queues and messages are durable by declaration; its memory and disk alarms are not seen here: {alarms}"
         yield Finding("persistence", "ok", text)
         return
-    yield Finding("broker", "ok", f"answers; messages waiting: {waiting}")
+    yield Finding("broker", "ok", f"answers; {waiting}")
     if settings.broker_url.startswith("redis"):
         yield from _redis(settings.broker_url)
 
@@ -45,7 +46,7 @@ def _redis(url: str) -> Iterator[Finding]:
         with inspecting(url, "the broker") as server:
             found = server.condition()
     except RedisUnavailable as error:
-        yield Finding("persistence", "warn", f"the broker does not report how it is set up ({one_line(error)})")
+        yield Finding("persistence", "warn", f"the broker does not report how it is set up ({first_line(error)})")
         return
     if not found.append_only:
         text = "the append-only file is off: a restart of the broker loses what is queued; set `appendonly yes`"
@@ -73,15 +74,15 @@ def _memory(found: Condition) -> Finding:
 
 
 def limit(settings: Settings) -> Iterator[Finding]:
-    """Whether the Redis of the rate limit answers, and keeps what it is told."""
+    """Whether the Redis of the rate limiter answers, and keeps what it is given."""
     try:
         url = settings.limiter_url
-        with inspecting(url, "the rate limit") as server:
+        with inspecting(url, "the rate limiter") as server:
             found = server.condition()
     except SettingsError as error:
         yield Finding("limit", "fail", str(error))
     except RedisUnavailable as error:
-        yield Finding("limit", "fail", f"{one_line(error)}: nothing is sent without it; check REDIS_URL")
+        yield Finding("limit", "fail", f"{first_line(error)}: nothing is sent without it; check REDIS_URL")
     else:
         if url != settings.broker_url and found.eviction != "noeviction":
             text = "its Redis may evict the limit and send too fast for a moment; set maxmemory-policy noeviction"
@@ -93,7 +94,7 @@ def limit(settings: Settings) -> Iterator[Finding]:
 def ledger(settings: Settings, clock: Callable[[], datetime]) -> Iterator[Finding]:
     """Whether it answers, has every table and index, writes with care, and agrees about the time."""
     file = sqlite_file(settings.database_url)
-    if file is not None and not file.exists():  # to look must not create it
+    if file is not None and not file.exists():  # a check must not create it
         yield Finding("ledger", "fail", f"there is no ledger at {file} yet: run `pipeline migrate`")
         yield from _clocks(settings, None, clock)
         return
@@ -107,7 +108,7 @@ def ledger(settings: Settings, clock: Callable[[], datetime]) -> Iterator[Findin
     except Exception as error:
         if not ledger_is_at_fault(error):
             raise
-        text = f"{found.describe()} cannot be used ({one_line(error)}): check DATABASE_URL"
+        text = f"{found.describe()} cannot be used ({first_line(error)}): check DATABASE_URL"
         yield Finding("ledger", "fail", text)
     finally:
         found.close()
@@ -127,26 +128,24 @@ def _tables(found: Ledger) -> Iterator[Finding]:
         yield Finding("migrations", "warn", text)
     missing = found.health.missing() if current == head else []
     if missing:
-        text = f"the database lacks {', '.join(missing)}: somebody dropped them, or a restore was not whole"
+        text = f"the database lacks {', '.join(missing)}: somebody dropped them, or a restore was incomplete"
         yield Finding("indexes", "fail", f"{text}; restore, or create them as the migrations do")
     else:
         yield Finding("indexes", "ok", "every table, column, index and trigger is there")
     risks = found.health.risks()
     yield Finding("durability", "warn" if risks else "ok", "; ".join(risks) or "what is written is synced to disk")
-    yield _holds(found)
+    yield from _contents(found)
 
 
-def _holds(found: Ledger) -> Finding:
-    """Whether campaigns are held; a key that is refused or missing is a fault of the installation itself."""
-    kinds: dict[str, int] = {}
-    for campaign in found.reports.campaigns():
-        if campaign["state"] == CampaignState.HELD:
-            kinds[campaign["hold_kind"]] = kinds.get(campaign["hold_kind"], 0) + 1
-    if not kinds:
-        return Finding("campaigns", "ok", "none is held")
-    verdict: Verdict = "fail" if {HoldKind.REFUSED_KEY, HoldKind.NO_KEY} & kinds.keys() else "warn"
-    told = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
-    return Finding("campaigns", verdict, f"{told}: held, so nothing of theirs is sent; see `pipeline campaign list`")
+def _contents(found: Ledger) -> Iterator[Finding]:
+    """What needs attention in the ledger; a refused or missing key is a fault of the installation itself."""
+    items = [one for one in of_ledger(found.reports.overview(now=found.now())) if one.level != "info"]
+    for one in items:
+        check = {"quarantine": "quarantine", "totals_differ": "totals", "uncertain": "uncertain"}.get(one.code)
+        text = f"{one.sentence} See `{one.command}`."
+        yield Finding(check or "campaigns", "fail" if one.code in _FAULTS else "warn", text)
+    if not any(one.can_resume for one in items):
+        yield Finding("campaigns", "ok", "none is held")
 
 
 def _clocks(settings: Settings, found: Ledger | None, clock: Callable[[], datetime]) -> Iterator[Finding]:
@@ -155,7 +154,7 @@ def _clocks(settings: Settings, found: Ledger | None, clock: Callable[[], dateti
     if found is not None and not found.database.is_sqlite:
         off["the database's"] = _offset(found.health.clock, clock)
     try:
-        with inspecting(settings.limiter_url, "the rate limit") as server:
+        with inspecting(settings.limiter_url, "the rate limiter") as server:
             off["Redis'"] = _offset(server.clock, clock)
     except (RedisUnavailable, SettingsError):
         if not off:
@@ -164,14 +163,14 @@ def _clocks(settings: Settings, found: Ledger | None, clock: Callable[[], dateti
     told = ", ".join(f"{name} is {seconds:+.1f} s off" for name, seconds in off.items())
     if worst >= _WARN_SECONDS:
         verdict: Verdict = "fail" if worst >= _FAIL_SECONDS else "warn"
-        text = f"by this host's clock {told}: claims and limits count on one time; let NTP set every host"
+        text = f"by this host's clock {told}: claims and limits need one time; let NTP set every host"
         yield Finding("clock", verdict, text)
     else:
         yield Finding("clock", "ok", f"by this host's clock {told}")
 
 
 def _offset(remote: Callable[[], datetime], clock: Callable[[], datetime]) -> float:
-    """By how many seconds a clock is ahead of ours, as far as that is certain."""
+    """How many seconds a clock is ahead of ours, as far as that is certain."""
     before = clock()
     theirs = remote()
     after = clock()
@@ -181,40 +180,21 @@ def _offset(remote: Callable[[], datetime], clock: Callable[[], datetime]) -> fl
     return certain if off > 0 else -certain
 
 
-def signs_of_life(settings: Settings) -> Iterator[Finding]:
-    """Whether somebody works on each queue, a beat beats, the sweeps come to their end, and a web process serves."""
-    try:
-        with connect(settings.limiter_url) as client:
-            heartbeats = Heartbeats(client)
-            alive, swept = heartbeats.alive(), heartbeats.last_run("sweep")
-    except (RedisUnavailable, SettingsError):
-        yield Finding("workers", "fail", "who lives is not known, because the limit's Redis does not tell")
+def processes(settings: Settings, seen: Snapshot) -> Iterator[Finding]:
+    """Whether a worker serves each queue, beat runs, sweeps finish, and a web process runs."""
+    shared = seen.shared.value
+    if shared is None:
+        text = "which processes run is unknown, because the rate limiter's Redis does not answer"
+        yield Finding("workers", "fail", text)
         return
-    yield from _workers([sign for sign in alive if sign.kind == "worker"])
-    beats = [sign.name for sign in alive if sign.kind == "beat"]
-    if not beats:
-        text = "no beat: retries, probes and lost claims wait; start `celery -A worker beat`"
-        yield Finding("beat", "fail", text)
-    elif swept is None or swept > max(_LATE_SECONDS, 10 * settings.sweep_seconds):
-        since = "none ended yet" if swept is None else f"the last ended {swept:,.0f} s ago"
-        text = f"{', '.join(beats)} beats, but no sweep comes to its end ({since}): look at the worker for upkeep"
-        yield Finding("beat", "warn", text)
-    else:
-        yield Finding("beat", "ok", f"{', '.join(beats)}; the last sweep ended {max(0.0, swept):,.0f} s ago")
-    webs = [sign.name for sign in alive if sign.kind == "web"]
-    if webs:
-        yield Finding("web", "ok", ", ".join(webs))
-    else:
-        text = "no web process noted itself: Futwork's events reach nobody; start `gunicorn web:app`"
-        yield Finding("web", "warn", text)
-
-
-def _workers(workers: list[Heartbeat]) -> Iterator[Finding]:
-    served = {queue for sign in workers for queue in sign.queues}
-    for queue in QUEUES:
-        if queue not in served:
-            text = f"nobody works on the queue {queue}: start `celery -A worker worker -Q {queue}`"
-            yield Finding("workers", "fail", text)
-    if served.issuperset(QUEUES):
-        names = ", ".join(sign.name for sign in workers)
-        yield Finding("workers", "ok", f"{len(workers)} workers serve every queue: {names}")
+    found: dict[str | None, Attention] = {one.part: one for one in of_processes(shared, settings)}
+    for part, kind in (("workers", "worker"), ("beat", "beat"), ("web", "web")):
+        if (one := found.get(part)) is not None:
+            yield Finding(part, "fail" if one.level == "stopped" else "warn", one.sentence)
+            continue
+        text = ", ".join(beat.name for beat in shared.of_kind(kind))
+        if kind == "worker":
+            text = f"{count(len(shared.of_kind(kind)), 'worker serves', 'workers serve')} every queue: {text}"
+        if kind == "beat":
+            text += f"; the last sweep finished {span(shared.last_runs['sweep'])} ago"
+        yield Finding(part, "ok", text)

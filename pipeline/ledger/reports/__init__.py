@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,6 +10,7 @@ import orjson
 import sqlalchemy as sa
 
 from pipeline.domain.lead import LeadState
+from pipeline.ledger.audit import interventions
 from pipeline.ledger.database import Database
 from pipeline.ledger.filters import LeadFilter
 from pipeline.ledger.reports.campaign import campaign_report
@@ -159,7 +159,7 @@ class Reports:
             return [orphan_row(row) for row in connection.execute(query)]
 
     def story(self, id_: uuid.UUID) -> dict[str, Any] | None:
-        """One lead's whole journey: the lead, its attempts, its calls with their turns, and every event, in order."""
+        """One lead's whole journey: the lead, its attempts, calls with their turns, events, and interventions."""
         with self._db.one_moment() as connection:
             row = connection.execute(sa.select(leads).where(leads.c.id == id_)).one_or_none()
             if row is None:
@@ -175,16 +175,18 @@ class Reports:
                 .where(call_events.c.call_sid.in_([call.call_sid for call in called]))
                 .order_by(call_events.c.received_at, call_events.c.digest)
             )
-            return lead_row(row) | {
+            lead = lead_row(row)
+            return lead | {
                 "data": orjson.loads(row.data),
                 "attempts_made": [attempt_row(one) for one in tried],
                 "calls": [call_row(one) for one in called],
                 "events": [event_row(one) for one in events],
+                "interventions": interventions(connection, lead),
             }
 
-    def stories(self, which: LeadFilter, *, limit: int) -> Iterator[dict[str, Any]]:
-        """The stories of the leads that match."""
-        for one in self.leads(which, limit=limit):
-            story = self.story(uuid.UUID(one["id"]))
-            if story is not None:
-                yield story
+    def leads_of_futwork(self, text: str, *, limit: int) -> list[uuid.UUID]:
+        """The ids of the leads that Futwork knows by this lead id, or by a call with this `callSid`."""
+        own = sa.select(leads.c.id).where(leads.c.futwork_lead_id == text)
+        by_call = sa.select(calls.c.lead_id).where(calls.c.call_sid == text, calls.c.lead_id.is_not(None))
+        with self._db.read() as connection:
+            return list(connection.scalars(sa.union(own, by_call).limit(limit)))

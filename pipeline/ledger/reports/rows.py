@@ -116,4 +116,10 @@ def event_row(row: Any) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         payload = None
     status = payload.get("status") if isinstance(payload, dict) else None
-    return {"received_at": row.received_at, "call_sid": row.call_sid, "status": status, "payload": payload}
+    return {
+        "received_at": row.received_at,
+        "call_sid": row.call_sid,
+        "state": row.state,
+        "status": status,
+        "payload": payload,
+    }

@@ -1,14 +1,14 @@
-"""The status pages under `/ops`: one look tells how it stands and what needs a person.
+"""The status pages under `/ops`: the state of the pipeline, and what needs attention.
 
 They are off unless `OPS_USERS` is set. Every page is made on the server and works without JavaScript; the script only
-fetches the page again and puts its changing part in place. Pages share the process with the webhook, so few are made
+fetches the page again and replaces the part that changes. Pages share the process with the webhook, so few are made
 at a time, on connections of their own whose statements are bounded.
 
 - `layout`: what every page goes through
-- `access`: passwords, sessions, tries, turns
-- `sign_in`, `queries`, `actions`: the pages to sign in at, to look at, and what changes something
-- `needs`, `health`: what wants a person
-- `masking`, `charts`: how it looks, and what a viewer may see of it
+- `access`: passwords, sessions, sign-in attempts, page slots
+- `sign_in`, `queries`, `actions`: the sign-in, the pages that show, the forms that change
+- `filter_form`: which leads a form means
+- `masking`, `charts`: how values look, and what a viewer may see of them
 """
 
 from flask import Flask

@@ -1,4 +1,4 @@
-"""What every page goes through: who asks, whether they may, how many at a time, the headers, and errors as pages."""
+"""What every page goes through: the visitor and their rights, how many pages at a time, headers, errors as pages."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pipeline.coordination.marks import Marks
 from pipeline.ledger import Ledger, SchemaMismatch, ledger_is_at_fault, open_ledger
 from pipeline.observability.logs import logger
 from pipeline.settings import Settings
+from pipeline.status.actions import ACTIONS
+from pipeline.status.snapshot import Watch
 from pipeline.web.ops import masking
 from pipeline.web.ops.access import COOKIE, PREFIX, Gatekeeper, Turnstile, Visitor
 from pipeline.wiring import Services, services
@@ -50,6 +52,12 @@ class Ops:
         return open_ledger(self.settings.database_url, statement_seconds=STATEMENT_SECONDS)
 
     @cached_property
+    def watch(self) -> Watch:
+        """What takes the snapshots that the overview shows."""
+        seconds = STATEMENT_SECONDS
+        return Watch(self.services, ledger=lambda: self.ledger, statement_seconds=seconds, patience_seconds=seconds + 1)
+
+    @cached_property
     def marks(self) -> Marks:
         """Where ended sessions and sign-in attempts are marked for all processes."""
         return Marks(self.services.redis_if_any, prefix=PREFIX)
@@ -62,13 +70,13 @@ def ops() -> Ops:
 
 
 def visitor() -> Visitor:
-    """Who asks."""
+    """The visitor of this request."""
     found: Visitor = g.visitor
     return found
 
 
 def now() -> datetime:
-    """The time that a request shows or acts at, by the ledger's clock: every due time in it was set by that."""
+    """The time of this request by the ledger's clock, by which every due time was set."""
     moment: datetime = ops().ledger.now()
     g.moment = moment
     return moment
@@ -81,10 +89,10 @@ def see(value: object) -> object:
 
 @blueprint.before_request
 def _admit() -> AnyResponse | None:
-    """Let nobody in who has not signed in, nobody change who may not, nothing change that no page of ours asked for."""
+    """Admit only visitors who are signed in; let only operators change something, and only by a form of our pages."""
     if request.endpoint in _OPEN:
         if request.method == "POST":
-            _take_a_turn()
+            _take_a_slot()
         return None
     found = ops().gatekeeper.visitor(request.cookies.get(COOKIE, ""))
     if found is None:
@@ -98,19 +106,19 @@ def _admit() -> AnyResponse | None:
             raise Forbidden("This form is not of the page that you are signed in to. Go back, load the page again.")
         if request.endpoint not in ("ops.sign_out", "ops.find_leads") and not found.may_change:
             raise Forbidden("Your role is viewer: it shows everything and changes nothing.")
-    _take_a_turn()
+    _take_a_slot()
     return None
 
 
-def _take_a_turn() -> None:
+def _take_a_slot() -> None:
     if not ops().turnstile.enter():
         raise TooManyRequests("The pages are busy.")
-    g.holds_turn = True
+    g.holds_slot = True
 
 
 @blueprint.teardown_request
 def _leave(_error: BaseException | None) -> None:
-    if g.pop("holds_turn", False):
+    if g.pop("holds_slot", False):
         ops().turnstile.leave()
 
 
@@ -131,6 +139,7 @@ def _for_templates() -> dict[str, object]:
     known = g.get("visitor")
     return {
         "visitor": known,
+        "ACTIONS": ACTIONS,
         "csrf": known.csrf if known else "",
         "now": g.get("moment") or datetime.now(UTC),
         "note": ops().gatekeeper.read_note(request.args.get("note", "")),

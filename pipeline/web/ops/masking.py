@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.status.text import count, span
+
 _DIGITS_OF_A_NUMBER = 7  # from here on a run of digits may be a phone number
 _LARGE = 10 ** (_DIGITS_OF_A_NUMBER - 1)
 _BETWEEN = r"[\s().,/\\_\-\u00a0\u200b-\u200f\u2010-\u2015\u202f\u2060\ufeff]"
@@ -74,25 +76,6 @@ def iso(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
-def span(seconds: float | None) -> str:
-    """A span of time in its two largest units."""
-    if seconds is None:
-        return "–"
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    for size, unit, smaller, name in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if seconds >= size:
-            whole, rest = int(seconds // size), int(seconds % size // smaller)
-            return f"{whole:,} {unit} {rest} {name}" if rest and whole < 10 else f"{whole:,} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def number(value: float | None) -> str:
     """A number with its thousands apart."""
     if value is None:
@@ -108,11 +91,6 @@ def share(part: float, whole: float) -> str:
 def words(name: str | None) -> str:
     """A name of ours for people: `no_answer` becomes `no answer`."""
     return (name or "").replace("_", " ")
-
-
-def count(value: int, one: str, many: str | None = None) -> str:
-    """A number with its noun."""
-    return f"{value:,} {one if value == 1 else many or one + 's'}"
 
 
 FILTERS: dict[str, Callable[..., str]] = {

@@ -1,46 +1,61 @@
-"""The pages that show: overview, campaign, leads, lead, quarantine and orphans, audit log."""
+"""The pages that show: overview, campaign, leads, lead, quarantine and orphans, do-not-call list, audit log."""
 
 from __future__ import annotations
 
 import contextlib
 import uuid
+from dataclasses import asdict, replace
 from typing import Any
 
 import orjson
-from flask import Response, abort, redirect, render_template, request, url_for
+from flask import Response, abort, g, redirect, render_template, request, url_for
 from werkzeug.datastructures import MultiDict
 from werkzeug.wrappers import Response as AnyResponse
 
 from pipeline.domain.campaign import ADVICE
 from pipeline.domain.lead import LeadState
-from pipeline.domain.phone import InvalidPhone, to_e164
 from pipeline.ledger import LeadFilter
-from pipeline.ledger.filters import RETRYABLE
 from pipeline.settings import Rate
+from pipeline.status import search
+from pipeline.status.actions import ACTIONS, LEAD_ACTIONS
+from pipeline.status.attention import Attention, attention, headline
+from pipeline.status.journey import journey
+from pipeline.status.policies import POLICIES
+from pipeline.status.snapshot import Snapshot
+from pipeline.status.text import count, span
 from pipeline.web.ops import charts
 from pipeline.web.ops.filter_form import WrongChoice, fields_of, place_of, read_choice, read_place
-from pipeline.web.ops.health import health
 from pipeline.web.ops.layout import blueprint, now, ops, see, visitor
-from pipeline.web.ops.needs import needs
 
 _PAGE = 50
 _ENTRIES = 100
 _TROUBLE = ("uncertain", "failed", "busy", "not_sent", "throttled", "rejected", "refused_key", "refused_campaign")
 
 
+_PARTS = {
+    "broker": "Broker", "ledger": "Ledger", "limiter": "Rate limiter", "workers": "Workers", "beat": "Beat",
+    "web": "Web", "spool": "Spool",
+}  # fmt: skip
+_ANCHORS = {"quarantine": "quarantine", "orphans": "orphans"}
+
+
 @blueprint.get("/")
 def overview() -> str:
-    """How it stands, and what needs a person."""
-    moment = now()
-    found = ops().ledger.reports.overview(now=moment)
-    parts = health(ops().services)
+    """The state of the pipeline, and what needs attention."""
+    seen = ops().watch.look()
+    found = seen.ledger.get()
+    g.moment = seen.at
+    items = attention(seen, ops().settings)
+    level, said = headline(items)
     limit = _account_limit(found)
-    recent = sum(n for one in found["campaigns"] for name, n in one["posts_last_minutes"].items() if name == "accepted")
+    recent = sum(one["posts_last_minutes"].get("accepted", 0) for one in found["campaigns"])
     return render_template(
         "ops/overview.html",
-        found=see(found | {"recount": found["recount"]}),
-        health=parts,
-        needs=see_needs(needs(found, parts)),
+        found=see(found),
+        level=level,
+        headline=said,
+        parts=_parts(seen, items),
+        attention=[(see_attention(one), _link(one)) for one in items],
         per_minute=recent / 10,
         limit=limit,
         chart=_posts_chart(found["minutes"], limit),
@@ -48,9 +63,39 @@ def overview() -> str:
     )
 
 
+def _parts(seen: Snapshot, items: list[Attention]) -> list[dict[str, str]]:
+    """Each part of the pipeline with its `name`, its `level`, empty if it is well, and a few words."""
+    wrong = {one.part: one for one in reversed(items)}
+    well = {"spool": "empty", "ledger": f"answers in {span(seen.ledger.took_seconds)}"}
+    if seen.broker.value is not None:
+        waiting = sum(seen.broker.value.values())
+        well["broker"] = f"{count(waiting, 'message')} waiting" if waiting else "answers, nothing waits"
+    if (shared := seen.shared.value) is not None:
+        well["limiter"] = "Redis reachable"
+        well["workers"] = f"{count(len(shared.of_kind('worker')), 'worker')}, every queue is served"
+        well["beat"] = f"last sweep {span(shared.last_runs.get('sweep'))} ago"
+        well["web"] = count(len(shared.of_kind("web")), "host")
+    parts: list[dict[str, str]] = []
+    for part, name in _PARTS.items():
+        if (one := wrong.get(part)) is not None:  # type: ignore[call-overload]
+            parts.append({"name": name, "level": one.level, "text": one.title})
+        else:
+            parts.append({"name": name, "level": "", "text": well.get(part, "unknown")})
+    return parts
+
+
+def _link(one: Attention) -> str:
+    """The page where the thing is, or nothing."""
+    if one.state is not None:
+        return url_for("ops.leads", campaign=one.campaign, state=one.state)
+    if one.code in _ANCHORS:
+        return url_for("ops.quarantine", _anchor=_ANCHORS[one.code])
+    return url_for("ops.campaign", campaign_id=one.campaign) if one.campaign else ""
+
+
 @blueprint.get("/campaigns/<campaign_id>")
 def campaign(campaign_id: str) -> str:
-    """One campaign: how far it is, how fast it goes, what became of its calls."""
+    """One campaign: its progress, its rate, and the outcomes of its calls."""
     moment = now()
     found = ops().ledger.reports.campaign(campaign_id, now=moment)
     if found is None:
@@ -73,6 +118,7 @@ def campaign(campaign_id: str) -> str:
         rate=rate,
         limit=limit,
         settings=settings,
+        policies=POLICIES,
         posts=_posts_chart(found["minutes"], limit),
         calls=_calls_chart(found["minutes"]),
         log=see(ops().ledger.audit.entries(campaign=campaign_id, limit=5)),
@@ -88,17 +134,14 @@ def leads() -> Any:
 
 @blueprint.post("/leads")
 def find_leads() -> AnyResponse | str:
-    """Find leads by number, id or key. It is a form's body, so that no number gets into an address or a log."""
+    """Find leads by phone number, id, key or call. It is a form's body, so that no number gets into a URL or a log."""
     text = request.form.get("text", "").strip()
     if not text:
         return redirect(url_for("ops.leads"), 303)
-    found: dict[str, dict[str, Any]] = {}
-    for which in _meant(text):
-        for one in ops().ledger.reports.page_of_leads(which, limit=_PAGE):
-            found.setdefault(one["id"], one)
+    found = search.find_leads(ops().ledger, text, region=ops().settings.default_region, limit=_PAGE)
     if len(found) == 1:
-        return redirect(url_for("ops.lead", id_=next(iter(found))), 303)
-    return render_template("ops/found.html", leads=see(list(found.values())), text=text)
+        return redirect(url_for("ops.lead", id_=found[0]["id"]), 303)
+    return render_template("ops/found.html", leads=see(found), text=text)
 
 
 @blueprint.get("/leads/<uuid:id_>")
@@ -110,10 +153,8 @@ def lead(id_: uuid.UUID) -> str:
     return render_template(
         "ops/lead.html",
         lead=see(story),
-        journey=see(_journey(story)),
-        log=see(ops().ledger.audit.entries(lead=id_, limit=20)),
-        state=LeadState(story["state"]),
-        may_retry=story["state"] in RETRYABLE,
+        journey=see([asdict(step) for step in journey(story)]),
+        actions=[name for name in LEAD_ACTIONS if story["state"] in ACTIONS[name].states],
     )
 
 
@@ -128,7 +169,7 @@ def raw(id_: uuid.UUID) -> Response:
 
 @blueprint.get("/quarantine")
 def quarantine() -> str:
-    """What could not be read, and the calls without a lead."""
+    """Messages that could not be read, and calls without a lead."""
     ledger = ops().ledger
     waiting = [
         {
@@ -147,10 +188,10 @@ def quarantine() -> str:
 
 @blueprint.get("/quarantine/<digest>")
 def quarantined(digest: str) -> str:
-    """One thing in quarantine, whole."""
+    """One message in quarantine, with its body."""
     one = ops().ledger.quarantine.get(digest)
     if one is None:
-        abort(404, "Nothing with this digest is in quarantine; it may have been replayed.")
+        abort(404, "Nothing in quarantine has this digest; it may have been replayed.")
     body = one.body.decode("utf-8", "replace")
     with contextlib.suppress(orjson.JSONDecodeError):
         body = _json(see(orjson.loads(one.body))).decode()
@@ -163,11 +204,19 @@ def orphan() -> str:
     call_sid = request.args.get("call", "")
     call = ops().ledger.reports.orphan(call_sid)
     if call is None:
-        abort(404, "There is no such call without a lead; it may have found one.")
+        abort(404, "There is no such call without a lead; it may have a lead by now.")
     candidates: list[dict[str, Any]] = []
     if call["phone"]:
         candidates = ops().ledger.reports.page_of_leads(LeadFilter(phone=call["phone"]), limit=20)
     return render_template("ops/orphan.html", call=see(call), call_sid=call_sid, candidates=see(candidates))
+
+
+@blueprint.get("/do-not-call")
+def do_not_call() -> str:
+    """The newest entries of the do-not-call list."""
+    entries = ops().ledger.suppressions.listed(limit=_PAGE + 1)
+    page, has_more = entries[:_PAGE], len(entries) > _PAGE
+    return render_template("ops/do_not_call.html", entries=see(page), has_more=has_more, most=_PAGE)
 
 
 @blueprint.get("/audit")
@@ -198,53 +247,17 @@ def show_leads(form: MultiDict[str, str], *, trouble: str = "", status: int = 20
         shown_filter=see(dict(fields)),
         campaigns=[one["id"] for one in ledger.reports.campaigns()],
         states=list(LeadState),
+        actions=LEAD_ACTIONS,
         trouble=trouble,
     )
     return page if status == 200 else (page, status)
 
 
-def see_needs(found: list[Any]) -> Any:
-    """The needs as this visitor may see them."""
+def see_attention(one: Attention) -> Attention:
+    """What needs attention, as this visitor may see it."""
     if visitor().may_change:
-        return found
-    from dataclasses import replace
-
-    return [replace(one, quote=see(one.quote), text=see(one.text)) for one in found]
-
-
-def _meant(text: str) -> list[LeadFilter]:
-    filters = [LeadFilter(key=text)]
-    with contextlib.suppress(ValueError):
-        filters.append(LeadFilter(ids=(uuid.UUID(text),)))
-    with contextlib.suppress(InvalidPhone):
-        filters.append(LeadFilter(phone=to_e164(text, ops().settings.default_region)))
-    return filters
-
-
-def _journey(story: dict[str, Any]) -> list[dict[str, Any]]:
-    """What happened, in order: acceptance, attempts, events."""
-    steps: list[dict[str, Any]] = [{"at": story["accepted_at"], "kind": "accepted", "title": "Accepted", "text": ""}]
-    for one in story["attempts_made"]:
-        code = f", HTTP {one['http_status']}" if one["http_status"] else ""
-        steps.append(
-            {
-                "at": one["started_at"],
-                "kind": "good" if one["outcome"] == "accepted" else "trouble",
-                "title": f"Sent to Futwork: {one['outcome'].replace('_', ' ')}",
-                "text": f"{one['duration_ms']} ms{code}",
-                "quote": one["excerpt"],
-            }
-        )
-    steps += [
-        {
-            "at": one["received_at"],
-            "kind": "event",
-            "title": f"Futwork reports: {str(one['status'] or 'without a status').replace('-', ' ')}",
-            "text": f"call {one['call_sid']}" if len(story["calls"]) > 1 else "",
-        }
-        for one in story["events"]
-    ]
-    return sorted(steps, key=lambda step: step["at"])
+        return one
+    return replace(one, quote=str(see(one.quote)), text=str(see(one.text)))
 
 
 def _account_limit(found: dict[str, Any]) -> float:
@@ -257,15 +270,15 @@ def _posts_chart(minutes: list[dict[str, Any]], limit: float) -> Any:
         "accepted": [one["posts"].get("accepted", 0) for one in minutes],
         "not accepted": [sum(one["posts"].get(name, 0) for name in _TROUBLE) for one in minutes],
     }
-    return charts.by_minute("Submissions a minute in the last hour", minutes, series, limit=limit)
+    return charts.by_minute("Submissions per minute in the last hour", minutes, series, limit=limit)
 
 
 def _calls_chart(minutes: list[dict[str, Any]]) -> Any:
     series = {
         "connected": [one["calls"].get("connected", 0) for one in minutes],
-        "other ends": [sum(n for name, n in one["calls"].items() if name != "connected") for one in minutes],
+        "not connected": [sum(n for name, n in one["calls"].items() if name != "connected") for one in minutes],
     }
-    return charts.by_minute("Calls that ended, a minute, in the last hour", minutes, series)
+    return charts.by_minute("Ended calls per minute in the last hour", minutes, series)
 
 
 def _json(value: object) -> bytes:

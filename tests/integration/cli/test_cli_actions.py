@@ -6,7 +6,11 @@ from datetime import timedelta
 
 import pytest
 
+from pipeline.broker import WebEvent
 from pipeline.domain.campaign import ADVICE, Hold, HoldKind
+from pipeline.domain.lead import lead_id
+from pipeline.events import Events
+from pipeline.settings import load_settings
 from tests.conftest import CAMPAIGN, NOW
 from tests.integration.cli.conftest import OTHER
 
@@ -47,7 +51,7 @@ def test_a_held_campaign_without_waiting_leads_is_not_said_to_be_probed(run, sto
 
     out = run("campaign", "list").out
 
-    assert "no lead waits, so nothing probes it; `pipeline campaign resume` ends the hold" in out
+    assert "no lead waits, so there is no probe; `pipeline campaign resume` ends the hold" in out
     assert "next probe" not in out
 
 
@@ -90,9 +94,9 @@ def test_a_campaign_is_paused_and_resumed(run, story):
 
 
 BULK = {
-    "retry": (["retry"], "rejected", "queued again", "queued"),
-    "cancel": (["cancel"], "queued", "cancelled", "cancelled"),
-    "resolve": (["resolve", "--drop"], "uncertain", "cancelled", "cancelled"),
+    "retry": (["retry"], "rejected", "queued again, with fresh attempts", "queued"),
+    "cancel": (["cancel"], "queued", "cancelled, and not sent", "cancelled"),
+    "resolve": (["resolve", "--drop"], "uncertain", "given up and cancelled", "cancelled"),
 }
 
 
@@ -105,7 +109,7 @@ def test_a_bulk_change_counts_first_and_then_changes_what_the_filter_says(run, s
     assert run(*arguments, "--campaign", CAMPAIGN, "--dry-run").out == f"{leads} would be {done}\n"
     assert len(run("leads", "--campaign", CAMPAIGN, "--state", before, "--json").lines) == count
     was = len(run("leads", "--campaign", CAMPAIGN, "--state", after, "--json").lines)
-    assert run(*arguments, "--campaign", CAMPAIGN).out == f"{leads} {done}\n"
+    assert run(*arguments, "--campaign", CAMPAIGN).out == f"{leads} {'was' if count == 1 else 'were'} {done}\n"
     assert run("leads", "--campaign", CAMPAIGN, "--state", before, "--json").lines == []
     assert len(run("leads", "--campaign", CAMPAIGN, "--state", after, "--json").lines) == was + count
     assert run("leads", "--campaign", OTHER, "--json").lines[0]["state"] == "queued"
@@ -140,7 +144,7 @@ def test_resolve_wants_to_know_what_became_of_the_leads(run, story):
 
     assert done.code == 2
     assert "say what became of them: --sent, --resend or --drop" in done.err
-    assert run("resolve", "--id", story.uncertain, "--sent").out == "1 lead submitted\n"
+    assert run("resolve", "--id", story.uncertain, "--sent").out == "1 lead was marked submitted\n"
     assert run("show", story.uncertain, "--json").json["state"] == "submitted"
 
 
@@ -150,4 +154,20 @@ def test_quarantined_events_are_listed_and_replayed(run, story):
 
     replayed = run("events", "replay")
 
-    assert (replayed.code, replayed.out) == (1, "0 of 1 events read; 1 stay in quarantine\n")
+    assert (replayed.code, replayed.out) == (1, "0 of 1 event read; 1 stay in quarantine\n")
+
+
+def test_a_call_is_linked_to_the_lead_that_it_belongs_to(run, story):
+    body = b'{"callSid": "stray", "status": "completed", "campaignId": "elsewhere"}'
+    Events(story.ledger, load_settings()).take_in([WebEvent(body, NOW, None)])
+
+    for call, lead, why in (("stray", "nobody", "is not one lead"), ("none", "crm-9", "there is no call 'none'")):
+        refused = run("events", "link", call, lead)
+        assert (refused.code, why in refused.err) == (2, True)
+    done = run("events", "link", "stray", "crm-9")
+
+    assert done.out == f"call stray is linked to lead {lead_id(OTHER, 'crm-9')}\n"
+    told = run("show", "stray", "--json").json
+    assert (told["key"], [call["linked_by"] for call in told["calls"]]) == ("crm-9", ["operator"])
+    assert [(one["action"], one["is_certain"]) for one in told["interventions"]] == [("call link", True)]
+    assert "Call linked (" in run("show", "crm-9").out

@@ -27,7 +27,7 @@ def test_status_as_json_has_every_part_and_adds_up(run, story):
 def test_status_for_a_person_has_the_same_numbers(run, story):
     out = run("status").out
 
-    assert out.startswith("6 leads accepted (= sum over states)\n")
+    assert out.startswith("6 leads accepted (matches the states below)\n")
     assert re.search(r"^ +uncertain +1$", out, re.MULTILINE)
     assert f"campaign {OTHER}: active (queued 1)\n" in out
     assert "calls: 1 (connected 1)\nevents: 2 stored, 1 in quarantine; calls without a lead: 0\n" in out
@@ -61,7 +61,7 @@ def test_an_empty_list_says_so_beside_the_data(run, story):
     assert (done.code, done.out, done.err) == (0, "", "no lead matches\n")
 
 
-@pytest.mark.parametrize("how", ["id", "98000 00000", "+919800000000", "crm-0"])
+@pytest.mark.parametrize("how", ["id", "98000 00000", "+919800000000", "crm-0", "sid-1"])
 def test_show_tells_a_leads_journey_in_order(run, story, how):
     out = run("show", story.called if how == "id" else how).out
 
@@ -70,12 +70,12 @@ def test_show_tells_a_leads_journey_in_order(run, story, how):
         f"lead {story.called}",
         f"+919800000000, campaign {CAMPAIGN}, key crm-0",
         '{"customer_name":"Lead 0"}',
-        f"{_at(0)}  accepted",
-        f"{_at(1)}  POST: failed in 12 ms: it was failed",
-        f"{_at(2)}  POST: accepted in 12 ms",
-        f"{_at(3)}  event: ringing",
-        f"{_at(4)}  event: completed",
-        "call sid-1: connected, 42 s (found by phone)",
+        f"{_at(0)}  Accepted",
+        f"{_at(1)}  Sent to Futwork: failed (12 ms): it was failed",
+        f"{_at(2)}  Sent to Futwork: accepted (12 ms)",
+        f"{_at(3)}  Futwork reports: ringing",
+        f"{_at(4)}  Futwork reports: completed",
+        "call sid-1: connected, 42 s (matched by phone)",
         "agent  Hello Asha",
         "lead  \N{REPLACEMENT CHARACTER}[31mhello",
         "agent  Bye",
@@ -112,5 +112,5 @@ def test_a_lead_that_nobody_knows_is_exit_2(run, story, what):
     done = run("show", what)
 
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("pipeline: no lead has the id, number or key ")
+    assert done.err.startswith("pipeline: no lead found for ")
     assert "\x1b" not in done.err

@@ -206,7 +206,8 @@ def pages(filled: Filled) -> list[str]:
     return [
         "/ops/", f"/ops/campaigns/{CAMPAIGN}", "/ops/leads", f"/ops/leads?campaign={CAMPAIGN}&state=rejected",
         f"/ops/leads/{filled.story}", f"/ops/leads/{filled.story}/raw", f"/ops/leads/{filled.uncertain}",
-        "/ops/quarantine", f"/ops/quarantine/{filled.digest}", "/ops/orphans?call=stray-9999789877", "/ops/audit",
+        "/ops/quarantine", f"/ops/quarantine/{filled.digest}", "/ops/orphans?call=stray-9999789877",
+        "/ops/do-not-call", "/ops/audit",
     ]  # fmt: skip
 
 
@@ -216,11 +217,13 @@ def changes(filled: Filled) -> list[tuple[str, dict[str, Any]]]:
     return [
         (f"/ops/campaigns/{CAMPAIGN}/pause", {"reason": "wrong script"}),
         (f"/ops/campaigns/{CAMPAIGN}/resume", {}),
-        (f"/ops/campaigns/{CAMPAIGN}/rate", {"rate": "3/s"}),
+        (f"/ops/campaigns/{CAMPAIGN}/policies", {"rate": "3/s"}),
         ("/ops/leads/count", which),
         ("/ops/leads/change", which | {"counted_at": a_minute_ago()}),
         ("/ops/quarantine/replay", {}),
         ("/ops/orphans/link", {"call": "stray-9999789877", "lead": str(filled.story)}),
+        ("/ops/do-not-call/add", {"phone": NUMBER}),
+        ("/ops/do-not-call/remove", {"phone": NUMBER}),
     ]
 
 

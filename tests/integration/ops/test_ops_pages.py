@@ -97,7 +97,7 @@ def test_a_lead_is_found_by_id_and_key_and_a_stranger_is_not(sign: Sign, filled:
     person = sign("asha")
     for text in (str(filled.story), str(filled.story).upper(), f"crm-{NUMBER}"):
         assert person.post("/ops/leads", text=text).location == f"/ops/leads/{filled.story}"
-    assert "No lead fits" in person.post("/ops/leads", text="9999700000").text
+    assert "No lead found" in person.post("/ops/leads", text="9999700000").text
     assert person.post("/ops/leads", text="").location == "/ops/leads"
 
 
