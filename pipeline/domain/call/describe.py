@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import orjson
-
 from pipeline.domain.call.callback import read_callback
 from pipeline.domain.call.disposition import normalise_disposition
-from pipeline.domain.call.event import UnreadableEvent, direction_in, id_in, recipient_data, recipient_phone, storable
+from pipeline.domain.call.event import direction_in, id_in, recipient_data, recipient_phone, with_objects
 from pipeline.domain.call.outcome import decide_outcome
 from pipeline.domain.call.status import CallOutcome, normalise_status, standing
 from pipeline.domain.call.transcript import AGENT, LEAD, Utterance, read_transcript, transcript_text
@@ -65,11 +63,12 @@ def describe(merged: dict[str, Any], *, default_region: str = "IN") -> Call:
     Values that can't be read are None here and stay in the payload; nothing is raised for them. *default_region* says
     what a phone number without a country code means, and on whose clock a callback time without a zone is.
     """
+    merged = with_objects(merged)
     telephony = object_of(merged.get("telephonyData"))
     status = normalise_status(merged.get("status"))
-    extracted = _extracted(merged.get("extractedData"))
+    extracted = object_of(merged.get("extractedData"))
     named = {_field(key): value for key, value in extracted.items() if not is_blank(value)}
-    disposition_raw = first_text(merged.get("disposition"), named.get("disposition"))
+    disposition_raw = _named(merged.get("disposition")) or _named(named.get("disposition"))
     disposition = normalise_disposition(disposition_raw)
     duration_seconds = _seconds(_either(telephony, merged, "duration"))
     transcript = transcript_text(merged.get("transcript"))
@@ -104,7 +103,7 @@ def describe(merged: dict[str, Any], *, default_region: str = "IN") -> Call:
         summary=first_text(*(named.get(name) for name in _SUMMARY), merged.get("summary")),
         callback_at=read_callback(callback_raw, region=default_region) if callback_raw else None,
         callback_raw=callback_raw,
-        extracted=extracted or None,
+        extracted=None if is_blank(extracted) else extracted,
         recipient_data=recipient_data(merged),
     )
 
@@ -143,14 +142,10 @@ def _link(value: object) -> str | None:
     return text if text and text.lower().startswith(("https://", "http://")) else None
 
 
-def _extracted(value: object) -> dict[str, Any]:
-    """Return the extraction, also one that came as JSON in a string."""
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = storable(orjson.loads(value))
-        except (orjson.JSONDecodeError, UnreadableEvent):
-            return {}
-    return {} if is_blank(value) else object_of(value)
+def _named(value: object) -> str | None:
+    """Return a disposition, also one that came as an object with a name and an id."""
+    known = object_of(value)
+    return first_text(value, *(known.get(name) for name in ("name", "label", "value", "title", "disposition")))
 
 
 def _field(key: str) -> str:

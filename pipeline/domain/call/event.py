@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -63,6 +64,7 @@ def read_event(body: bytes, *, received_at: datetime, default_region: str = "IN"
     payload = _parse(body)
     if not isinstance(payload, dict):
         raise UnreadableEvent(f"the body is not a JSON object but {_JSON_NAMES[type(payload)]}", "not_an_object")
+    payload = with_objects(payload)
     if marks := _marks_of_older_product(payload):
         raise UnreadableEvent(
             f"an event of Futwork's older tele-calling product (it has {', '.join(marks)}), not of the AI Platform",
@@ -112,6 +114,15 @@ def reference(event: Event, key: str) -> str | None:
     return text_of(recipient_data(event.payload).get(key))
 
 
+def with_objects(payload: dict[str, Any]) -> dict[str, Any]:
+    """Return the payload with its objects as objects, also those that came as JSON in a text or in a fence."""
+    unwrapped = {name: _unwrapped(payload[name]) for name in _OBJECTS if isinstance(payload.get(name), str)}
+    context = unwrapped.get("contextDetails", payload.get("contextDetails"))
+    if isinstance(context, dict) and isinstance(context.get("recipientData"), str):
+        unwrapped["contextDetails"] = context | {"recipientData": _unwrapped(context["recipientData"])}
+    return payload | unwrapped if unwrapped else payload
+
+
 def storable(value: Any) -> Any:
     """Return a JSON value without what a database refuses; raises `UnreadableEvent` if it is nested too deeply."""
     return _storable(value, 1)
@@ -150,7 +161,11 @@ def direction_in(telephony: Mapping[str, Any]) -> str | None:
     return direction or None
 
 
+_OBJECTS = ("telephonyData", "contextDetails", "extractedData")
+
 _LONGEST_ID = 128  # characters; Futwork's ids have 24 or 36, and a longer one would not fit an index
+_LONG_NUMBER = re.compile(rb"[\[:,]\s*-?[0-9]{19}")
+_FENCED = re.compile(r"\s*```[a-zA-Z]*\s*(.*?)\s*```\s*", re.DOTALL)
 _DEEPEST = 64  # levels; Futwork's events have 3, and a bound keeps every later walk over the payload safe
 
 # Futwork's older tele-calling product, as its public client code shows it.
@@ -173,28 +188,44 @@ def _parse(body: bytes) -> object:
     orjson lets through no half of a surrogate pair, no NaN and no infinity, so of what it reads only an escaped NUL or
     deep nesting can be in the way; where the bytes show neither, the walk over the value is spared.
 
-    What orjson refuses gets a second reading by the standard library, because a sender written in Python may emit NaN,
-    half a surrogate pair or a byte-order mark, and the call is worth more than the strictness.
+    What orjson refuses or rounds gets a second reading by the standard library, because a sender may write NaN, half a
+    surrogate pair, a byte-order mark, a line end inside a text or an id of twenty digits, and the call is worth more
+    than the strictness.
     """
+    strict_reason = ""
+    if not _LONG_NUMBER.search(body):  # orjson would round it, and an id would be another call's
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError as exc:
+            strict_reason = exc.msg
+        else:
+            is_plain = b"\\u0000" not in body and body.count(b"{") + body.count(b"[") <= _DEEPEST
+            return value if is_plain else storable(value)
     try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        strict_reason = exc.msg
-    else:
-        is_plain = b"\\u0000" not in body and body.count(b"{") + body.count(b"[") <= _DEEPEST
-        return value if is_plain else storable(value)
-    try:
-        # The hooks do as orjson does: a constant that JSON lacks is null, an integer past 64 bits is a float.
-        return storable(json.loads(body, parse_constant=lambda _: None, parse_int=_parse_int))
+        return storable(json.loads(body, strict=False, parse_constant=lambda _: None, parse_int=_parse_int))
     except RecursionError as exc:
         raise UnreadableEvent("the JSON is nested too deeply to be read", "too_deep") from exc
     except ValueError as exc:
-        trouble = strict_reason if body.strip() else "it is empty"
+        trouble = strict_reason or str(exc) if body.strip() else "it is empty"
         raise UnreadableEvent(f"the body is not JSON: {trouble}", "not_json") from exc
 
 
-def _parse_int(digits: str) -> int | float:
-    return int(digits) if len(digits) < 19 else float(digits)
+def _parse_int(digits: str) -> int | str:
+    """Return a number, or its digits where readers of JSON would round it."""
+    return int(digits) if len(digits) < 19 else digits
+
+
+def _unwrapped(text: str) -> Any:
+    """Return the object that a text holds as JSON, perhaps in a fence, or the text if it holds none."""
+    match = _FENCED.fullmatch(text)
+    inner = (match[1] if match else text).strip()
+    if not inner.startswith("{"):
+        return text
+    try:
+        found = _parse(inner.encode("utf-8", "surrogatepass"))
+    except UnreadableEvent:
+        return text
+    return found if isinstance(found, dict) else text
 
 
 def _storable(value: Any, depth: int) -> Any:

@@ -4,11 +4,15 @@ Futwork's transcripts are lines such as `assistant: Hello` and `user: hello`. La
 as the agent's name; a turn can span lines (the guide's sample has one), and some transcripts have no labels at all.
 """
 
+import html
 import re
 import unicodedata
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from pipeline.domain.call.values import is_blank
 
@@ -34,7 +38,7 @@ def read_transcript(text: str) -> tuple[Utterance, ...]:
     two, who answers `user` is the agent. Other words before a colon (`Note: …`, `10:30`) stay in the turn that they are
     in. Text before the first label, or without any label, is by `unknown`.
     """
-    lines = [stripped for line in text.splitlines() if (stripped := line.strip())]
+    lines = [stripped for line in _plain(text).splitlines() if (stripped := line.strip())]
     labelled = [_split(line) for line in lines]
     speakers = _speakers([label for label, _ in labelled if label])
     turns: list[tuple[str, list[str]]] = []
@@ -49,7 +53,15 @@ def read_transcript(text: str) -> tuple[Utterance, ...]:
 
 
 def transcript_text(value: Any) -> str | None:
-    """Return a transcript as text, also one that came as a list of messages with a role each; None if it is blank."""
+    """Return a transcript as text; None if it is blank.
+
+    It may also be a list of messages with a role each, an object that holds such a list, or either as JSON in a text.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        with suppress(orjson.JSONDecodeError):
+            value = orjson.loads(value)
+    if isinstance(value, dict):
+        value = next((value[name] for name in _LISTS if isinstance(value.get(name), list)), value)
     if isinstance(value, list):
         value = "\n".join(map(_message, value))
     return value if isinstance(value, str) and not is_blank(value) else None
@@ -80,6 +92,15 @@ _NO_SPEAKER = frozenset(
     }
 )
 
+_LISTS = ("messages", "transcript", "turns", "utterances", "conversation", "segments")
+_SPEAKERS = ("role", "speaker", "sender", "from", "participant", "name")
+_SAID = ("content", "text", "message", "utterance", "transcript", "value")
+
+_BREAK = re.compile(r"<(?:br\s*/?|/p|/div|/li)>", re.IGNORECASE)
+_TAG = re.compile(r"</?[a-z][^<>]{0,80}>", re.IGNORECASE)
+_OPENING = re.compile(  # a bullet, then a time: neither is said
+    r"^\s*(?:[-•·>]\s+)?(?:[\[(]?[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?(?:[.,][0-9]+)?[\])]?\s*(?:[-–|]\s*)?(?=\D))?"
+)
 _LONGEST_LABEL = 40  # characters
 _MOST_WORDS_IN_A_NAME = 3
 _LABEL = re.compile(rf"([^:：]{{1,{_LONGEST_LABEL}}})[:：](?!//)\s*(.*)")
@@ -87,11 +108,14 @@ _NUMBERED = re.compile(r"[ _#-]*[0-9]{1,2}$")
 
 
 def _split(line: str) -> tuple[str | None, str]:
-    """Return what may be a label, in lower case, and the text after it; no label and the line if there is none."""
-    match = _LABEL.match(line)
+    """Return what may be a label, in lower case, and the text after it; no label and the line if there is none.
+
+    A bullet or a time before the label goes with it.
+    """
+    match = _LABEL.match(_OPENING.sub("", line, count=1))
     if match is None:
         return None, line
-    label, rest = match[1].strip("[]()* ").casefold(), match[2]
+    label, rest = match[1].strip("[]()*_# ").casefold(), match[2].lstrip("*_ ")
     if not label.isascii():
         label = unicodedata.normalize("NFC", label)
     return (label, rest) if _known(label) or _may_be_a_name(label, rest) else (None, line)
@@ -162,8 +186,19 @@ def _message(value: object) -> str:
         return value
     if not isinstance(value, dict):
         return ""
-    role = value.get("role") or value.get("speaker")
-    said = value.get("content") or value.get("text") or value.get("message")
+    role = next((value[name] for name in _SPEAKERS if value.get(name)), None)
+    said = next((value[name] for name in _SAID if value.get(name)), None)
+    if isinstance(said, list):  # parts, as some models answer
+        said = "\n".join(map(_message, said))
     if not isinstance(said, str):
         return ""
     return f"{role}: {said}" if isinstance(role, str) else said
+
+
+def _plain(text: str) -> str:
+    """Return a transcript with line ends where a relay wrote `\\n` or `<br>` in their place."""
+    if "\n" not in text and "\\n" in text:
+        text = text.replace("\\r\\n", "\n").replace("\\n", "\n")
+    if _BREAK.search(text):
+        text = html.unescape(_TAG.sub("", _BREAK.sub("\n", text)))
+    return text

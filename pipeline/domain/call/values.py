@@ -12,7 +12,7 @@ from pipeline.domain.phone import InvalidPhone, to_e164
 
 _BLANK_WORDS = frozenset({"", "-", "nan"})  # the last two are how Futwork's call report writes "nothing"
 _LONGEST_SLUG = 64  # characters; no status or disposition seen comes near it
-_LARGEST_NUMBER = 10**18  # ids and times are far below; beyond it a float is no longer the number that was sent
+_LARGEST_NUMBER = 10**18  # beyond it a float is no longer the number that was sent; an integer always is
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NOT_SLUG = re.compile(r"[^a-z0-9]+")
 
@@ -36,7 +36,9 @@ def text_of(value: object) -> str | None:
     if isinstance(value, str):
         text = value.strip()
         return None if len(text) < 4 and text.lower() in _BLANK_WORDS else text  # a transcript is long: don't lower it
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST_NUMBER:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if isinstance(value, float) and not abs(value) < _LARGEST_NUMBER:
         return None
     return str(int(value)) if value == int(value) else str(value)
 
