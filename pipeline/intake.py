@@ -15,7 +15,8 @@ from typing import Any
 
 from pipeline.coordination.counters import Counters
 from pipeline.domain.campaign import Campaign, InvalidCampaignId, check_campaign_id
-from pipeline.domain.lead import InvalidLead, Lead
+from pipeline.domain.lead import InvalidLead
+from pipeline.futwork.fields import read_lead
 from pipeline.ledger import Ledger
 from pipeline.observability import tracing
 from pipeline.observability.logs import logger
@@ -62,7 +63,7 @@ class Intake:
         leads, traces, refused = [], [], 0
         for row, trace in zip(rows, tracing.traces_in(message, len(rows)), strict=True):
             try:
-                leads.append(Lead.read(row, region=self._settings.default_region))
+                leads.append(read_lead(row, region=self._settings.default_region))
                 traces.append(trace)
             except InvalidLead as error:
                 refused += 1

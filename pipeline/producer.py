@@ -17,7 +17,8 @@ import orjson
 
 from pipeline.broker import MESSAGE_BYTES, Broker, BrokerUnavailable, celery_app, lead_batch
 from pipeline.domain.campaign import check_campaign_id
-from pipeline.domain.lead import InvalidLead, Lead, lead_id
+from pipeline.domain.lead import NAMESPACE, InvalidLead, Lead, lead_id
+from pipeline.futwork.fields import read_lead
 from pipeline.observability.logs import logger
 from pipeline.settings import Settings, load_settings
 
@@ -87,8 +88,9 @@ class Producer:
         batch_size: int = LEADS_A_BATCH,
     ) -> None:
         self._campaign_id = check_campaign_id(campaign_id)
-        self._settings = settings or load_settings()
-        self._publisher = publisher or _broker_of_process(self._settings)
+        settings = settings or load_settings()
+        self._region = settings.default_region
+        self._publisher = publisher or _broker_of_process(settings)
         self._batch_size = batch_size
         self._waiting: list[tuple[int, uuid.UUID, str]] = []  # place, id and JSON of rows not in the broker yet
         self._waiting_bytes = 0
@@ -100,7 +102,7 @@ class Producer:
         """Take one row (a mapping or a `Lead`): its id if it is valid, else the refusal."""
         index, self._next = self._next, self._next + 1
         try:
-            lead = Lead.read(row, region=self._settings.default_region)
+            lead = read_lead(row, region=self._region)
         except InvalidLead as error:
             return RefusedRow(index, str(error))
         id_ = lead_id(self._campaign_id, lead.key)
@@ -119,7 +121,7 @@ class Producer:
             return
         rows = [orjson.Fragment(text) for _, _, text in self._waiting]
         # The batch's id follows from its content, so a publish that is repeated after a doubt is the same batch.
-        batch_id = uuid.uuid5(self._waiting[0][1], "".join(id_.hex for _, id_, _ in self._waiting))
+        batch_id = uuid.uuid5(NAMESPACE, "".join(text for _, _, text in self._waiting))
         message = lead_batch(self._campaign_id, rows, batch_id=batch_id)
         self._publisher.publish("pipeline.intake", message, about=f"({self._campaign_id}, {len(rows)} leads)")
         log.info(
@@ -162,20 +164,16 @@ def enqueue(
     """
     producer = Producer(campaign_id, settings=settings, publisher=publisher)
     report = EnqueueReport(campaign_id)
-    waiting: list[uuid.UUID] = []
     try:
         for row in leads:
-            before = producer.accepted
-            waiting_row = producer.add(row)
-            if isinstance(waiting_row, RefusedRow):
-                report.refused.append(waiting_row)
-                continue
-            waiting.append(waiting_row)
-            if producer.accepted > before:
-                report.ids += waiting
-                waiting = []
+            result = producer.add(row)
+            if isinstance(result, RefusedRow):
+                report.refused.append(result)
+            else:
+                report.ids.append(result)
         producer.flush()
     except BrokerUnavailable as error:
+        del report.ids[producer.accepted :]
         missing = producer.waiting
         raise EnqueueFailed(
             f"{error}; {report.accepted} rows were accepted before, those from row {missing[0] + 1} on were not."
@@ -183,7 +181,6 @@ def enqueue(
             report=report,
             not_accepted=missing,
         ) from error
-    report.ids += waiting
     return report
 
 
@@ -191,7 +188,7 @@ def read_rows(rows: Iterable[object], *, region: str) -> Iterator[Lead | Refused
     """Each row as a valid lead or a refusal, in order; what a dry run needs."""
     for index, row in enumerate(rows):
         try:
-            yield Lead.read(row, region=region)
+            yield read_lead(row, region=region)
         except InvalidLead as error:
             yield RefusedRow(index, str(error))
 

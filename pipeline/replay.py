@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.broker import decode_events, lead_batch
-from pipeline.domain.lead import InvalidLead, Lead
+from pipeline.domain.lead import InvalidLead
 from pipeline.events import Events
+from pipeline.futwork.fields import read_lead
 from pipeline.intake import Intake
 from pipeline.ledger import Actor, Ledger, ledger_is_at_fault
 from pipeline.ledger.quarantine import Quarantined
@@ -96,7 +97,7 @@ def _take_rows_in(page: list[Quarantined], ledger: Ledger, settings: Settings, i
     for one in page:
         try:
             row = json.loads(one.body)
-            Lead.read(row["lead"], region=settings.default_region)
+            read_lead(row["lead"], region=settings.default_region)
         except (InvalidLead, ValueError, KeyError, TypeError, RecursionError):
             kept += 1
         else:

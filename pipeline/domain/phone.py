@@ -37,22 +37,6 @@ def to_e164(text: str | float, region: str) -> str:
     return _e164(_dialled(_as_text(text)), region)
 
 
-def national_digits(e164: str) -> str:
-    """Return the number without its country code: ten digits for India, as Futwork's `recipientPhoneNumber` wants it.
-
-    Raises `InvalidPhone` if *e164* is not a number in E.164.
-    """
-    if not _E164.fullmatch(e164):
-        raise InvalidPhone("the phone number is not in E.164 (a plus sign, then the digits)")
-    if e164.startswith("+91"):
-        return e164[3:]
-    try:
-        return phonenumbers.national_significant_number(phonenumbers.parse(e164, None))
-    except NumberParseException as exc:
-        raise InvalidPhone("the phone number begins with a country code that does not exist") from exc
-
-
-_E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 _LONGEST_TEXT = 64  # characters; E.164 has at most 15 digits, the rest leaves room for separators
 _SEPARATORS = re.compile(r"[ \t()\[\]./~-]+")
 _PREFIX = re.compile(r"\s*(?:tel|phone)\s*:", re.IGNORECASE)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from pipeline.domain.lead import Answer, Claim, Outcome
-from pipeline.domain.phone import national_digits
+from pipeline.futwork.fields import DATA, PHONE, national_digits
 from pipeline.futwork.verdict import EXCERPT_CHARACTERS, excerpt_of, find_lead_id, judge, parse_retry_after
 from pipeline.futwork.wire import Engine, Post, Reply
 from pipeline.observability import tracing
@@ -90,7 +90,7 @@ class Futwork:
             data: Any = orjson.Fragment(claim.data)
         else:
             data = orjson.loads(claim.data) | {self._reference_key: str(claim.lead_id)}
-        return orjson.dumps({"recipientPhoneNumber": national_digits(claim.phone), "recipientData": data})
+        return orjson.dumps({PHONE: national_digits(claim.phone), DATA: data})
 
     def _answer(self, reply: Reply) -> Answer:
         claim = reply.post.claim

@@ -22,6 +22,7 @@ from werkzeug.exceptions import RequestEntityTooLarge, Unauthorized
 from pipeline.broker import MESSAGE_BYTES, BrokerUnavailable, GroupCommit, lead_batch
 from pipeline.domain.campaign import InvalidCampaignId, check_campaign_id
 from pipeline.domain.lead import InvalidLead, Lead, lead_id
+from pipeline.futwork.fields import read_lead
 from pipeline.ledger import ledger_is_at_fault
 from pipeline.observability import tracing
 from pipeline.observability.logs import logger
@@ -77,8 +78,8 @@ def take_leads(campaign_id: str) -> tuple[Response, int]:
     for index, row in enumerate(_rows(settings)):
         try:
             if isinstance(row, _NotJson):
-                raise InvalidLead(f"not JSON: {row.why}")
-            lead = Lead.read(row, region=settings.default_region)
+                raise InvalidLead(("", f"not JSON: {row.why}"))
+            lead = read_lead(row, region=settings.default_region)
         except InvalidLead as error:
             results.append({"index": index, "error": str(error)})
         else:

@@ -17,13 +17,14 @@ from pydantic import TypeAdapter
 from pipeline.domain.call.describe import Call
 from pipeline.domain.call.status import CallOutcome
 from pipeline.domain.lead import Lead, LeadState, Outcome
+from pipeline.futwork import fields
 
 blueprint = Blueprint("openapi", __name__)
 
 _SCHEMAS = "#/components/schemas/"
 _CAMPAIGN = "68ecc86fd9fbecbe9431a18e"
 _LEAD = "1c1d3a36-0a2f-5c0e-9b0e-6f6a3d9b1c11"
-_NAMES = {"phone": "recipientPhoneNumber", "data": "recipientData"}
+_NAMES = {"phone": fields.PHONE, "data": fields.DATA}
 
 
 @blueprint.get("/openapi.json")
@@ -323,7 +324,7 @@ def _story() -> dict[str, Any]:
 
 def _lead() -> dict[str, Any]:
     """A lead as `Lead` reads it, and what its validators add to that."""
-    schema = Lead.model_json_schema(by_alias=False)
+    schema = Lead.model_json_schema()
     properties = schema["properties"]
     properties["phone"] = {
         "type": ["string", "integer"],

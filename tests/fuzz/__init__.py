@@ -11,9 +11,10 @@ from pipeline.cli.rows import open_rows
 from pipeline.cli.session import Refused
 from pipeline.domain.call import UnreadableEvent, describe, merge, read_event
 from pipeline.domain.call.transcript import read_transcript
-from pipeline.domain.lead import InvalidLead, Lead
+from pipeline.domain.lead import InvalidLead
 from pipeline.domain.phone import InvalidPhone, to_e164
 from pipeline.futwork import parse_retry_after
+from pipeline.futwork.fields import read_lead
 from pipeline.web.webhook import _fault_of
 
 NOW = datetime(2026, 5, 8, 12, 0, tzinfo=UTC)
@@ -44,7 +45,7 @@ def file_of_leads(data: bytes) -> None:
         options = {"form": None, "encoding": None, "phone_column": None, "key_column": None}
         for row in open_rows(io.BytesIO(data), "a file", **options).rows:
             if not row.fault:
-                Lead.read(row.lead, region="IN")
+                read_lead(row.lead, region="IN")
     except (Refused, InvalidLead):
         pass
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.domain.phone import InvalidPhone, national_digits, to_e164
+from pipeline.domain.phone import InvalidPhone, to_e164
 
 NUMBER = "+919999789877"
 
@@ -113,19 +113,6 @@ def test_a_region_that_does_not_exist_is_the_callers_mistake_not_the_numbers() -
     assert not isinstance(refusal.value, InvalidPhone)
 
 
-@pytest.mark.parametrize(
-    ("e164", "digits"), [(NUMBER, "9999789877"), ("+14155552671", "4155552671"), ("+390612345678", "0612345678")]
-)
-def test_national_digits_drop_the_country_code_alone(e164: str, digits: str) -> None:
-    assert national_digits(e164) == digits
-
-
-@pytest.mark.parametrize("text", ["9999789877", "", "+91 9999789877", "+0123456789", "+9999789877123"])
-def test_national_digits_refuse_what_is_not_e164(text: str) -> None:
-    with pytest.raises(InvalidPhone):
-        national_digits(text)
-
-
 def _is_number(digits: str) -> bool:
     try:
         return bool(to_e164("+91" + digits, "IN"))
@@ -149,7 +136,6 @@ def test_all_spellings_of_a_number_give_one_e164(digits: str, prefix: str, gaps:
     body = "".join(digit + gap for digit, gap in zip(digits, [*gaps, ""], strict=True))
     written = prefix + "".join(chr(zero + int(char)) if char in "0123456789" else char for char in body)
     assert to_e164(written, "IN") == "+91" + digits
-    assert national_digits("+91" + digits) == digits
 
 
 @settings(max_examples=200, deadline=None)

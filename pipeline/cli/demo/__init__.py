@@ -28,7 +28,8 @@ from pipeline.cli.demo.screen import Screen
 from pipeline.cli.rows import open_rows
 from pipeline.devstack.embedded_valkey import embedded_broker, free_port
 from pipeline.devstack.supervisor import LOOPBACK, ProcessFailed, Supervisor, answers
-from pipeline.domain.lead import InvalidLead, Lead, LeadState, lead_id
+from pipeline.domain.lead import InvalidLead, LeadState, lead_id
+from pipeline.futwork.fields import read_lead
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.settings import Settings
 
@@ -242,7 +243,7 @@ def _people(source: Path) -> int:
         leads = open_rows(file, source.name, form="csv", encoding=None, phone_column=None, key_column=None)
         for row in leads.rows:
             try:
-                ids.add(lead_id(CAMPAIGN, Lead.read(row.lead, region="IN").key))
+                ids.add(lead_id(CAMPAIGN, read_lead(row.lead, region="IN").key))
             except InvalidLead:
                 continue
     return len(ids)
