@@ -24,7 +24,7 @@ from pipeline.extras import require
 _COMMANDS = {
     "campaign": ("actions", "server cli", "List campaigns, set their policies, pause and resume them."),
     "cancel": ("actions", "server cli", "Take queued leads out."),
-    "demo": ("run", "server cli embedded", "Watch leads travel to a simulated Futwork and back."),
+    "demo": ("demo", "server cli embedded", "Watch leads travel to a simulated Futwork and back."),
     "doctor": ("run", "server cli", "Check the whole installation."),
     "enqueue": ("enqueue", "", "Hand in a file of leads (CSV or JSON lines)."),
     "events": ("actions", "server cli", "List and replay events that were unreadable or not matched."),
@@ -38,7 +38,7 @@ _COMMANDS = {
     "status": ("queries", "server cli", "Count leads, calls and events."),
     "suppress": ("suppress", "server cli", "Edit the do-not-call list."),
     "top": ("top", "server cli", "Watch the pipeline live."),
-    "up": ("run", "server", "Run every process in this terminal."),
+    "up": ("up", "server", "Run every process in this terminal."),
 }
 """Each command: the module of this package that defines it, the extras that it needs, and its line in the list."""
 

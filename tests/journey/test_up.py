@@ -8,8 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 
 from pipeline.devstack.embedded_valkey import free_port
 from pipeline.ledger import Ledger
@@ -71,12 +70,15 @@ class Up:
 
     def get(self, path: str) -> int:
         """The HTTP status of a GET."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code
+        return requests.get(f"http://127.0.0.1:{self.port}{path}", timeout=10).status_code
+
+    def signs_in(self, name: str, password: str) -> int:
+        """The HTTP status that answers the form of the status pages."""
+        url = f"http://127.0.0.1:{self.port}/ops/sign-in"
+        with requests.Session() as browser:
+            form = re.search(r'name="form" value="([^"]+)"', browser.get(url, timeout=10).text)[1]
+            given = {"form": form, "name": name, "password": password}
+            return browser.post(url, data=given, allow_redirects=False, timeout=10).status_code
 
 
 @pytest.fixture
@@ -111,6 +113,8 @@ def test_leads_travel_and_the_stack_comes_back_after_a_sigkill_and_ctrl_c_ends_i
     assert done.stdout == f"40 of 40 rows accepted for campaign {CAMPAIGN}\n"
     status = running.status()
     assert (status["accepted"], status["leads"]["called"], sum(status["leads"].values())) == (40, 40, 40)
+    user = re.search(r"^pages     http://127\.0\.0\.1:\d+/   user (\S+)   password (\S+)$", running.shown, re.MULTILINE)
+    assert [running.signs_in(user[1], password) for password in (user[2], user[2] + "x")] == [303, 403]
     assert {path: running.get(path) for path in ("/healthz", "/readyz", "/metrics")} == dict.fromkeys(
         ("/healthz", "/readyz", "/metrics"), 200
     )

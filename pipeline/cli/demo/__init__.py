@@ -1,98 +1,144 @@
-"""`pipeline demo`: the whole journey on real parts in some twenty seconds, and a report that proves what it says.
+"""`pipeline demo`: the whole journey with real processes in about twenty seconds, and a report that proves its claim.
 
 1. Start a private Valkey, an SQLite ledger in a temporary folder, the sandbox with a few faults on, two workers, beat
    and the web server: the processes of a real deployment.
-2. Hand in a file of leads with `pipeline enqueue`, bad rows and all.
-3. Watch until nothing is under way any more.
-4. Compare three independent counts: what the producer was told, what the ledger holds, what the sandbox's journal saw.
+2. Hand in a file of leads with `pipeline enqueue`, bad rows included.
+3. Watch until no lead and no event is under way.
+4. Compare three independent counts: what the producer accepted, what the ledger holds, what the sandbox's journal has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
+
+from pipeline.cli.demo import screen as shown
 from pipeline.cli.demo.fake_leads import write_leads
-from pipeline.cli.demo.screen import Screen
-from pipeline.cli.rows import open_rows
+from pipeline.cli.run import faults_option
+from pipeline.cli.session import console, note, print_json
 from pipeline.devstack.embedded_valkey import embedded_broker, free_port
 from pipeline.devstack.supervisor import LOOPBACK, ProcessFailed, Supervisor, answers
-from pipeline.domain.lead import InvalidLead, LeadState, lead_id
-from pipeline.futwork.fields import read_lead
+from pipeline.domain.lead import LeadState
+from pipeline.domain.phone import to_e164
 from pipeline.ledger import LeadFilter, Ledger
-from pipeline.settings import Settings
+from pipeline.settings import Rate, Settings
 
 CAMPAIGN = "68ecc86fd9fbecbe9431a18e"  # the campaign of the vendor's own example
-BUNDLED = Path(__file__).parent / "leads.csv"
-BUNDLED_LEADS = 300
-BUNDLED_SEED = 7
 
 _KEY = "sandbox-key"
 _UNDER_WAY = (LeadState.QUEUED, LeadState.SENDING)
 _QUIET_SECONDS = 1.0
 _REFUSALS_SECONDS = 15.0
-_STILL_SECONDS = 45.0  # longer than a broker holds back what a killed worker had
-_LONGEST_SECONDS = 3600.0
+_STILL_SECONDS = 45.0  # longer than a broker holds back the messages of a killed worker
+
+
+def _check_rate(_context: Any, _parameter: Any, value: str) -> str:
+    try:
+        return str(Rate.parse(value))
+    except ValueError as error:
+        raise click.BadParameter(f"{value}: {error}") from None
+
+
+@click.command()
+@click.option("--leads", default=300, show_default=True, type=click.IntRange(1, 100_000), help="Rows to hand in.")
+@click.option("--rate", default="40/s", show_default=True, callback=_check_rate, help="The rate limit.")
+@faults_option
+@click.option("--seed", default=7, show_default=True, type=int, help="Another seed: other leads, faults and calls.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--keep", is_flag=True, help="Keep the folder with ledger and logs, and say where it is.")
+def demo(*, leads: int, rate: str, faults: str, seed: int, as_json: bool, keep: bool) -> None:
+    """Watch leads travel from a file to a simulated Futwork and back as calls (about 20 seconds).
+
+    Everything runs in a temporary folder and has ended when the command returns, also on Ctrl-C. Exit 0 only if no
+    lead was lost, nobody would have been called twice, and accepted is the sum over states.
+
+    \b
+    pipeline demo
+    pipeline demo --leads 1000 --rate 200/s --faults wild --seed 42
+    pipeline demo --json | jq .leads
+    """
+    folder = Path(tempfile.mkdtemp(prefix="pipeline-demo-"))
+    worth_keeping = True
+    try:
+        options = DemoOptions(leads=leads, rate=rate, faults=faults, seed=seed, folder=folder)
+        report = run_demo(options, shown.Screen(quiet=as_json))
+        worth_keeping = bool(report.problems)
+    except KeyboardInterrupt:
+        worth_keeping = False
+        raise
+    finally:
+        if keep or worth_keeping:
+            note(f"ledger and logs are in {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        shown.print_report(report, console())
+    sys.exit(1 if report.problems else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What the demo's flags say."""
+    """The options of the command."""
 
-    leads: int = BUNDLED_LEADS
-    rate: str = "40/s"
-    faults: str = "mild"
-    seed: int = BUNDLED_SEED
-    folder: Path = Path()
+    leads: int
+    rate: str
+    faults: str
+    seed: int
+    folder: Path
 
 
 @dataclass(slots=True)
 class DemoReport:
-    """What the demo found, from three sides that do not know of each other."""
+    """What the demo found, from three independent sources."""
 
     status: dict[str, Any]
     rows: int
     refused: list[dict[str, str]]
     promised: int
-    """Different people whose rows `pipeline enqueue` said were accepted."""
+    """Different people in the rows that `pipeline enqueue` accepted."""
     attempts: dict[str, int]
     sandbox: dict[str, Any]
     duplicates: int
     """Leads that the sandbox accepted more than once."""
     story: dict[str, Any] | None
     seconds: float
-    problems: list[str] = field(default_factory=list)
 
     @property
     def lost(self) -> int:
-        """People who were promised a call and whom the ledger does not hold."""
+        """People whose row was accepted and whom the ledger does not hold."""
         return self.promised - int(self.status["accepted"])
 
-    def judge(self) -> None:
-        """Write down every way in which the report is not as promised."""
-        total = sum(self.status["leads"].values())
-        if total != self.status["accepted"]:
-            self.problems.append(f"accepted {self.status['accepted']} is not the sum over states, {total}")
-        if self.lost > 0:
-            self.problems.append(f"{self.lost} leads were promised and are not in the ledger")
-        if self.lost < 0:
-            self.problems.append(f"the ledger holds {-self.lost} leads that nobody handed in")
-        if self.duplicates:
-            self.problems.append(f"{self.duplicates} people would have been called twice")
+    @property
+    def problems(self) -> list[str]:
+        """Each way in which the counts differ from what was promised."""
+        accepted, total = self.status["accepted"], sum(self.status["leads"].values())
         under_way = sum(self.status["leads"][state] for state in _UNDER_WAY)
-        if under_way:
-            self.problems.append(f"{under_way} leads are still under way")
+        found = {
+            f"accepted {accepted} is not the sum over states, {total}": total != accepted,
+            f"{self.lost} leads were promised and are not in the ledger": self.lost > 0,
+            f"the ledger holds {-self.lost} leads that nobody handed in": self.lost < 0,
+            f"{self.duplicates} people would have been called twice": self.duplicates > 0,
+            f"{under_way} leads are still under way": under_way > 0,
+        }
+        return [problem for problem, is_there in found.items() if is_there]
 
     def as_json(self) -> dict[str, Any]:
         """The report in the shape of `pipeline status --json`, with `refused`, `duplicates` and `lost`."""
@@ -107,67 +153,62 @@ class DemoReport:
         }
 
 
-def run_demo(options: DemoOptions, screen: Screen) -> DemoReport:
+def run_demo(options: DemoOptions, screen: shown.Screen) -> DemoReport:
     """Run the demo in *options.folder* and return its report; every process has ended when this returns or raises."""
     started = time.monotonic()
-    folder = options.folder
-    source = BUNDLED
-    if options.leads != BUNDLED_LEADS or options.seed != BUNDLED_SEED:
-        source = folder / "leads.csv"
-        write_leads(source, options.leads, seed=options.seed)
+    source = options.folder / "leads.csv"
+    write_leads(source, options.leads, seed=options.seed)
     screen.say("starting Valkey, the sandbox, two workers, beat and the web server")
     with _running(options) as (stack, ledger, sandbox):
         screen.say(f"handing in {source.name}: {options.leads} rows for campaign {CAMPAIGN}")
-        summary = _enqueue(stack, source, folder)
-        promised = _people(source)
+        summary = _enqueue(stack, source)
+        refused = _read_csv(Path(summary["refused_file"])) if summary["refused_file"] else []
+        promised = _people(source, {int(row["line"]) for row in refused})
         with screen.live(options.rate):
             _watch(stack, ledger, sandbox, screen, promised)
         report = DemoReport(
             status=ledger.reports.status(now=datetime.now(UTC)),
             rows=summary["rows"],
-            refused=_read_refused(summary["refused_file"]),
+            refused=refused,
             promised=promised,
             attempts=ledger.reports.attempts_by_outcome(),
-            sandbox=_stats(sandbox),
+            sandbox=json.loads(_get(f"{sandbox}/_stats")),
             duplicates=_accepted_twice(sandbox),
             story=_good_story(ledger),
             seconds=0.0,
         )
         screen.say("ending every process")
     report.seconds = time.monotonic() - started
-    report.judge()
     return report
 
 
-@contextmanager
+@contextlib.contextmanager
 def _running(options: DemoOptions) -> Iterator[tuple[Supervisor, Ledger, str]]:
-    """The whole stack, ready to take leads: the stack, the ledger, and the sandbox's root URL."""
+    """Every process, ready for leads: their supervisor, the ledger, and the root URL of the sandbox."""
     folder = options.folder
-    token, web_port, sandbox_port = secrets.token_urlsafe(16), free_port(), free_port()
+    token, sandbox = secrets.token_urlsafe(16), f"http://127.0.0.1:{(sandbox_port := free_port())}"
+    web = f"127.0.0.1:{free_port()}"
     with embedded_broker(folder / "valkey") as broker_url:
-        environment = demo_environment(folder, broker_url, f"http://127.0.0.1:{sandbox_port}/api", token, options.rate)
-        ledger = Ledger(environment["DATABASE_URL"])
-        ledger.migrate()
-        with Supervisor(folder / "logs", environment, cwd=folder) as stack:
-            try:
-                webhook = f"http://127.0.0.1:{web_port}/webhooks/futwork"
-                arguments = ["--port", str(sandbox_port), "--seed", str(options.seed), "--api-key", _KEY]
-                arguments += ["--faults", options.faults, "--webhook", webhook, "--webhook-token", token]
-                arguments += ["--latency", "60", "--call-seconds", "1", "--stall-seconds", "8", "--late-seconds", "2"]
-                stack.start("sandbox", ["-m", "pipeline.sandbox", *arguments], outlives=True)
-                stack.start_pipeline(web=f"127.0.0.1:{web_port}")
-                sandbox = f"http://127.0.0.1:{sandbox_port}"
-                stack.await_ready(lambda: answers(f"{sandbox}/_stats"), "the sandbox")
-                stack.await_ready(lambda: answers(f"http://127.0.0.1:{web_port}/readyz"), "the web server")
-                yield stack, ledger, sandbox
-            finally:
-                ledger.close()
+        environment = _environment(folder, broker_url, f"{sandbox}/api", token, options.rate)
+        with (
+            contextlib.closing(Ledger(environment["DATABASE_URL"])) as ledger,
+            Supervisor(folder / "logs", environment, cwd=folder) as stack,
+        ):
+            ledger.migrate()
+            arguments = ["--port", str(sandbox_port), "--seed", str(options.seed), "--api-key", _KEY]
+            arguments += ["--faults", options.faults, "--webhook", f"http://{web}/webhooks/futwork"]
+            arguments += ["--webhook-token", token, "--latency", "60", "--call-seconds", "1", "--stall-seconds", "8"]
+            stack.start("sandbox", ["-m", "pipeline.sandbox", *arguments, "--late-seconds", "2"], ends_last=True)
+            stack.start_pipeline(web=web)
+            stack.await_ready(lambda: answers(f"{sandbox}/_stats"), "the sandbox")
+            stack.await_ready(lambda: answers(f"http://{web}/readyz"), "the web server")
+            yield stack, ledger, sandbox
 
 
-def demo_environment(folder: Path, broker_url: str, base_url: str, token: str, rate: str) -> dict[str, str]:
-    """The settings of the demo's processes, every one of them: those of production, with shorter waits.
+def _environment(folder: Path, broker_url: str, base_url: str, token: str, rate: str) -> dict[str, str]:
+    """Every setting of the demo's processes: those of production, with shorter waits.
 
-    What the caller's environment says has no part in it, nor has a `.env` file: there is none in *folder*.
+    The caller's environment does not matter, nor does a `.env` file: there is none in *folder*.
     """
     ours = {
         "BROKER_URL": broker_url,
@@ -191,13 +232,12 @@ def demo_environment(folder: Path, broker_url: str, base_url: str, token: str, r
     return dict.fromkeys((name.upper() for name in Settings.model_fields), "") | {"GUNICORN_CMD_ARGS": ""} | ours
 
 
-def _enqueue(stack: Supervisor, source: Path, folder: Path) -> dict[str, Any]:
-    """Hand the file in as anyone would, with the command."""
-    arguments = ["enqueue", str(source), "--campaign", CAMPAIGN, "--json", "--refused", str(folder / "refused.csv")]
+def _enqueue(stack: Supervisor, source: Path) -> dict[str, Any]:
+    """Hand the file in with the command, as a user does, and return its summary."""
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *arguments],
+        [sys.executable, "-m", "pipeline.cli", "enqueue", str(source), "--campaign", CAMPAIGN, "--json"],
         env=stack.environment,
-        cwd=folder,
+        cwd=source.parent,
         capture_output=True,
         text=True,
         check=False,
@@ -208,87 +248,66 @@ def _enqueue(stack: Supervisor, source: Path, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _watch(stack: Supervisor, ledger: Ledger, sandbox: str, screen: Screen, promised: int) -> None:
-    """Show how it goes until all is quiet: nothing under way here, no webhook left to come, no event unmerged.
+def _watch(stack: Supervisor, ledger: Ledger, sandbox: str, screen: shown.Screen, promised: int) -> None:
+    """Show the progress until no lead is under way, every call has come back and the sandbox has no event left to post.
 
     Gives up when nothing has moved for long; the report then says what is missing.
     """
-    began = moved = time.monotonic()
+    moved = settled_since = time.monotonic()
     last: object = None
-    quiet_since: float | None = None
-    while time.monotonic() - began < _LONGEST_SECONDS and time.monotonic() - moved < _STILL_SECONDS:
+    while time.monotonic() - moved < _STILL_SECONDS:
         stack.check()
-        status = ledger.reports.status(now=datetime.now(UTC))
-        stats = _stats(sandbox)
+        status, stats = ledger.reports.status(now=datetime.now(UTC)), json.loads(_get(f"{sandbox}/_stats"))
         screen.show(status, stats, ledger.reports.troubles(limit=5))
         now = (status["leads"], status["calls"], status["events"], stats["received"])
         if now != last:
             last, moved = now, time.monotonic()
-        under_way = sum(status["leads"][state] for state in _UNDER_WAY)
-        settled = status["accepted"] >= promised and not under_way and not stats["webhooks"]["pending"]
-        settled = settled and status["calls"]["total"] >= stats["calls"]
-        if not settled:
-            quiet_since = None
-        elif quiet_since is None:
-            quiet_since = time.monotonic()
-        elif time.monotonic() - quiet_since >= _QUIET_SECONDS:
+        if (
+            status["accepted"] < promised
+            or any(status["leads"][state] for state in _UNDER_WAY)
+            or stats["webhooks"]["pending"]
+            or status["calls"]["total"] < stats["calls"]
+        ):
+            settled_since = time.monotonic()
+        elif time.monotonic() - settled_since >= _QUIET_SECONDS:
             return
         time.sleep(0.25)
 
 
-def _people(source: Path) -> int:
-    """How many different people a file's acceptable rows name: what `enqueue` promised to call."""
-    ids: set[uuid.UUID] = set()
-    with source.open("rb") as file:
-        leads = open_rows(file, source.name, form="csv", encoding=None, phone_column=None, key_column=None)
-        for row in leads.rows:
-            try:
-                ids.add(lead_id(CAMPAIGN, read_lead(row.lead, region="IN").key))
-            except InvalidLead:
-                continue
-    return len(ids)
+def _people(source: Path, refused: set[int]) -> int:
+    """How many different numbers the file has, without its refused lines: the leads that `enqueue` promised to call."""
+    rows = enumerate(_read_csv(source), start=2)  # line 1 is the header
+    return len({to_e164(row["phone"], "IN") for line, row in rows if line not in refused})
 
 
 def _accepted_twice(sandbox: str) -> int:
     """How many numbers the sandbox accepted more than once, from its journal."""
-    times: dict[str, int] = {}
-    for line in _get(f"{sandbox}/_journal").splitlines():
-        entry = json.loads(line)
-        if entry["accepted"]:
-            times[entry["phone"]] = times.get(entry["phone"], 0) + 1
+    entries = map(json.loads, _get(f"{sandbox}/_journal").splitlines())
+    times = Counter(entry["phone"] for entry in entries if entry["accepted"])
     return sum(count > 1 for count in times.values())
 
 
 def _good_story(ledger: Ledger) -> dict[str, Any] | None:
-    """A story worth telling: of a lead that had trouble on its way and then a conversation, if there is one."""
+    """The story of a lead that had trouble on its way and then a conversation, if there is one."""
     called = ledger.reports.leads(LeadFilter(states=(LeadState.CALLED,)), limit=1000)
-    best, best_worth = None, (False, False, 0)
-    for one in sorted(called, key=lambda lead: -lead["attempts"])[:60]:
-        story = ledger.reports.story(uuid.UUID(one["id"]))
-        if story is None:
-            continue
+    most_attempts = sorted(called, key=lambda lead: -lead["attempts"])[:60]
+    stories = filter(None, (ledger.reports.story(uuid.UUID(one["id"])) for one in most_attempts))
+
+    def worth(story: dict[str, Any]) -> tuple[bool, bool, int]:
         turns = max((len(call["details"].get("turns", ())) for call in story["calls"]), default=0)
         talked = any(call["details"].get("lead_word_count", 0) > 5 for call in story["calls"])
-        worth = (talked, talked and len(story["attempts_made"]) > 1, -abs(turns - 6))
-        if best is None or worth > best_worth:
-            best, best_worth = story, worth
-    return best
+        return talked, talked and len(story["attempts_made"]) > 1, -abs(turns - 6)
+
+    return max(stories, key=worth, default=None)
 
 
-def _read_refused(path: str | None) -> list[dict[str, str]]:
-    if path is None:
-        return []
-    with Path(path).open(encoding="utf-8", newline="") as file:
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def _stats(sandbox: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(_get(f"{sandbox}/_stats"))
-    return found
-
-
 def _get(url: str) -> bytes:
-    """What the sandbox answers, with patience: to refuse connections at times is one of its faults."""
+    """What the sandbox answers; tried again for a while, because it refuses connections as one of its faults."""
     deadline = time.monotonic() + _REFUSALS_SECONDS
     while True:
         try:

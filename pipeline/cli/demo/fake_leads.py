@@ -7,64 +7,21 @@ import random
 from pathlib import Path
 
 _NAMES = [
-    "Asha",
-    "Vikram",
-    "Priya",
-    "Rahul",
-    "Meera",
-    "Arjun",
-    "Kavya",
-    "Rohan",
-    "Divya",
-    "Imran",
-    "Sunita",
-    "Farhan",
-    "Ananya",
-    "Joseph",
-    "Lakshmi",
-    "Deepak",
-]
+    "Asha", "Vikram", "Priya", "Rahul", "Meera", "Arjun", "Kavya", "Rohan", "Divya", "Imran", "Sunita", "Farhan",
+    "Ananya", "Joseph", "Lakshmi", "Deepak",
+]  # fmt: skip
 _FAMILIES = [
-    "Sharma",
-    "Patel",
-    "Iyer",
-    "Khan",
-    "Reddy",
-    "Das",
-    "Nair",
-    "Gupta",
-    "Singh",
-    "Fernandes",
-    "Bose",
-    "Joshi",
-    "Mehta",
-    "Pillai",
-    "Rao",
-    "Chawla",
-]
+    "Sharma", "Patel", "Iyer", "Khan", "Reddy", "Das", "Nair", "Gupta", "Singh", "Fernandes", "Bose", "Joshi",
+    "Mehta", "Pillai", "Rao", "Chawla",
+]  # fmt: skip
 _PLACES = [
-    "Pune",
-    "Jaipur",
-    "Kochi",
-    "Indore",
-    "Nagpur",
-    "Lucknow",
-    "Surat",
-    "Mysuru",
-    "Bhopal",
-    "Patna",
-    "Vadodara",
+    "Pune", "Jaipur", "Kochi", "Indore", "Nagpur", "Lucknow", "Surat", "Mysuru", "Bhopal", "Patna", "Vadodara",
     "Guwahati",
-]
+]  # fmt: skip
 _PRODUCTS = ("home loan", "term insurance", "solar rooftop", "school admission", "used car")
-_BAD = (
-    ("12345", "too short to be a number"),
-    ("", "no number at all"),
-    ("not given", "words"),
-    ("9.99979E+09", "what a spreadsheet makes of a number"),
-    ("+1 415 555 2671", "a number of another country"),
-)
-BAD_EVERY = 40
+# Too short, empty, words, what a spreadsheet makes of a number, a number of another country.
+_BAD = ("12345", "", "not given", "9.99979E+09", "+1 415 555 2671")
+_BAD_EVERY = 40
 
 
 def write_leads(path: Path, count: int, *, seed: int) -> None:
@@ -77,8 +34,8 @@ def write_leads(path: Path, count: int, *, seed: int) -> None:
         for index in range(count):
             name = f"{rng.choice(_NAMES)} {rng.choice(_FAMILIES)}"
             rest = [name, rng.choice(_PLACES), rng.choice(_PRODUCTS), f"row {index + 1}, from the web form"]
-            if index % BAD_EVERY == BAD_EVERY - 1:
-                out.writerow([_BAD[(index // BAD_EVERY) % len(_BAD)][0], *rest])
+            if index % _BAD_EVERY == _BAD_EVERY - 1:
+                out.writerow([_BAD[(index // _BAD_EVERY) % len(_BAD)], *rest])
             elif index % 97 == 96:
                 out.writerow([f"0{rng.choice(numbers)}", *rest])  # the same person with a trunk zero
             else:
