@@ -229,7 +229,7 @@ def make_claim(number: int = 0, **overrides: Any) -> Claim:
         "lead_id": lead_id(CAMPAIGN, lead.key),
         "campaign_id": CAMPAIGN,
         "token": uuid.uuid4(),
-        "expires_at": datetime.now(UTC) + timedelta(minutes=2),
+        "expires_at": datetime.now(UTC) + timedelta(hours=6),
         "phone": lead.phone,
         "data": '{"customer_name":"Lead"}',
         "attempts": 0,

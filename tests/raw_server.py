@@ -10,6 +10,8 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 
+from tests.waiting import patience
+
 
 class Peer:
     """One client's connection, as the server sees it."""
@@ -117,9 +119,9 @@ class RawServer:
         for peer in self.peers:
             with contextlib.suppress(OSError):
                 peer.sock.shutdown(socket.SHUT_RDWR)
-        self._acceptor.join(5)
+        self._acceptor.join(patience())
         for thread in self._threads:
-            thread.join(5)
+            thread.join(patience())
 
 
 @contextlib.contextmanager

@@ -191,7 +191,7 @@ class RunningSandbox:
         """Make every scheduled event due now; returns how many these are."""
         return self._ask(self._sandbox.webhooks.flush)
 
-    def wait(self, condition: Callable[[dict[str, Any]], bool], timeout_seconds: float = 10.0) -> dict[str, Any]:
+    def wait(self, condition: Callable[[dict[str, Any]], bool], timeout_seconds: float = 60.0) -> dict[str, Any]:
         """Wait until *condition* holds for the counters and return them; raises TimeoutError with the last ones."""
         deadline = time.monotonic() + timeout_seconds
         pause = threading.Event()

@@ -43,7 +43,7 @@ from pipeline.settings import Settings, SettingsError
 from pipeline.wiring import Services
 from pipeline.worker import app as tasks
 from tests.conftest import CAMPAIGN
-from tests.waiting import until
+from tests.waiting import patience, until
 
 LONGEST_SECONDS = 5.0
 
@@ -109,7 +109,7 @@ class Proxy:
     def close(self) -> None:
         self._ended = True
         self._flows.set()
-        self._thread.join(5)
+        self._thread.join(patience())
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]  # they are sockets
         self._selector.close()
@@ -195,7 +195,7 @@ def test_a_published_message_is_in_its_queue_as_a_celery_task_of_plain_json(url:
     broker.publish("pipeline.intake", {"v": 1, "name": "नमस्ते"}, about="(abc, 1 leads)")
     assert broker.depths() == {"intake": 1, "dispatch": 0, "events": 0, "upkeep": 0}
     with kombu.Connection(url) as connection, connection.SimpleQueue("intake") as simple:
-        message = simple.get(timeout=5)
+        message = simple.get(timeout=patience())
         message.ack()
     assert message.content_type == "application/json"
     assert message.headers["task"] == "pipeline.intake"
@@ -280,7 +280,7 @@ def test_a_fresh_broker_without_queues_answers_a_ping(url: str) -> None:
 def test_a_message_that_expires_says_when(valkey: redis.Redis, valkey_url: str) -> None:
     broker_at(valkey_url).publish("pipeline.dispatch", CAMPAIGN, about="()", expires_seconds=60)
     with kombu.Connection(valkey_url) as connection, connection.SimpleQueue("dispatch") as simple:
-        message = simple.get(timeout=5)
+        message = simple.get(timeout=patience())
         message.ack()
     left = datetime.fromisoformat(message.headers["expires"]) - datetime.now(UTC)
     assert 50 < left.total_seconds() <= 60
@@ -366,7 +366,7 @@ def test_a_broker_that_speaks_another_language_is_given_up_in_time(scheme: str) 
         assert fails_in(lambda: broker.publish("pipeline.events", 1, about="()")) < LONGEST_SECONDS
         assert fails_in(broker.ping) < LONGEST_SECONDS
         server.shutdown(socket.SHUT_RDWR)
-    thread.join(5)
+    thread.join(patience())
 
 
 def test_wrong_credentials_are_told_without_the_password(rabbitmq_url: str) -> None:

@@ -9,10 +9,11 @@ import pytest
 import redis
 
 from pipeline.devstack.embedded_valkey import embedded_broker, free_port, running_broker
+from tests.waiting import patience
 
 
 def client(url: str) -> contextlib.closing[redis.Redis]:
-    return contextlib.closing(redis.Redis.from_url(url, socket_timeout=5))
+    return contextlib.closing(redis.Redis.from_url(url, socket_timeout=patience()))
 
 
 def test_it_lives_as_long_as_its_block_and_listens_on_loopback_only(tmp_path: Path) -> None:

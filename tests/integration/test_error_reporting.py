@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.observability import error_reporting
 from pipeline.settings import SettingsError
+from tests.waiting import patience
 
 pytest.importorskip("sentry_sdk", reason="Sentry's library is not installed")
 
@@ -111,7 +112,7 @@ def ingest() -> Iterator[Ingest]:
 def run(program: str, **variables: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=patience(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

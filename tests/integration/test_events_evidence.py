@@ -27,6 +27,7 @@ from pipeline.ledger import LeadFilter, Ledger, StoredEvent, digest_of
 from pipeline.ledger.tables import attempts, call_events, calls, leads
 from pipeline.settings import Settings
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead
+from tests.waiting import patience
 
 DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)
@@ -353,7 +354,7 @@ def test_workers_that_put_times_right_while_others_merge_neither_deadlock_nor_lo
         mine = Events(ledgers[which], make_settings())
         order = journey[:]
         random.Random(which).shuffle(order)
-        ready.wait(timeout=20)
+        ready.wait(timeout=patience())
         for turn in range(3):
             for start in range(0, len(order), 60):
                 earlier = (3 * which + turn) * SECOND
@@ -361,7 +362,7 @@ def test_workers_that_put_times_right_while_others_merge_neither_deadlock_nor_lo
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(work, which) for which in range(4)]:
-            done.result(timeout=60)
+            done.result(timeout=patience())
     for one in ledgers:
         one.close()
     assert states(postgres_ledger) == {"merged": 240}

@@ -31,6 +31,7 @@ from pipeline.settings import Settings
 from pipeline.wiring import Services
 from pipeline.worker import app as tasks
 from tests.conftest import CAMPAIGN, NOW
+from tests.waiting import patience
 
 MakeSettings = Callable[..., Settings]
 
@@ -187,7 +188,7 @@ def test_an_event_that_kills_its_workers_ends_in_quarantine_and_takes_no_other_w
     for run in range(3):
         process = multiprocessing.get_context("fork").Process(target=die_merging, args=(run > 0,))
         process.start()
-        process.join(60)
+        process.join(patience())
         assert process.exitcode == -signal.SIGKILL
     assert states(ledger) == {"merged": 1, "pending": 2}
     kept = Events(ledger, make_settings(), crash_counter=CrashCounter(valkey)).take_in(batch, again=True)
@@ -318,7 +319,7 @@ def test_a_turn_is_one_processs_until_it_ends_or_dies(valkey: redis.Redis) -> No
     one, other = CrashCounter(valkey), CrashCounter(valkey)
     process = multiprocessing.get_context("fork").Process(target=die)
     process.start()
-    process.join(60)
+    process.join(patience())
     with one.mutex("work") as first, other.mutex("work") as second:
         assert (first, second) == (True, False)
         with other.mutex("other work") as third:

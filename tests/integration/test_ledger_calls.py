@@ -21,7 +21,7 @@ from pipeline.ledger import CallRow, LeadFilter, Ledger, StoredEvent, digest_of
 from pipeline.ledger.calls import EVENTS_A_CALL
 from pipeline.ledger.tables import call_events, calls, leads, quarantine
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead
-from tests.waiting import until
+from tests.waiting import patience, until
 
 RETRY = Retry(base=timedelta(seconds=10), cap=timedelta(minutes=10), max_attempts=8)
 SECOND = timedelta(seconds=1)
@@ -227,7 +227,7 @@ def test_two_workers_with_events_of_one_call_take_turns_and_lose_none(postgres_l
         one = pool.submit(merge, postgres_ledger, first, by=slow)
         until(inside.is_set)
         two = pool.submit(merge, postgres_ledger, second)
-        assert (one.result(20).calls, two.result(20).calls) == (1, 1)
+        assert (one.result(patience()).calls, two.result(patience()).calls) == (1, 1)
     assert json.loads(only_call(postgres_ledger).details) == [1, 2]
     assert only_call(postgres_ledger).status == "completed"
 
@@ -240,7 +240,7 @@ def test_two_workers_with_two_calls_of_one_lead_do_not_wait_for_each_other(postg
     def meet(events: Sequence[StoredEvent]) -> CallRow:
         row = fold(events)
         if row.call_sid.endswith("-0"):  # once a batch
-            both_inside.wait(20)
+            both_inside.wait(patience())
         return row
 
     def calls_of(name: str, order: Sequence[Claim]) -> list[StoredEvent]:
@@ -252,7 +252,7 @@ def test_two_workers_with_two_calls_of_one_lead_do_not_wait_for_each_other(postg
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(merge, postgres_ledger, *calls_of("a", claims), by=meet)
         two = pool.submit(merge, postgres_ledger, *calls_of("b", claims[::-1]), by=meet)
-        assert [one.result(20).orphans, two.result(20).orphans] == [0, 0]
+        assert [one.result(patience()).orphans, two.result(patience()).orphans] == [0, 0]
     assert {lead_row(postgres_ledger, claim).state for claim in claims} == {LeadState.CALLED}
     assert len(call_rows(postgres_ledger)) == 40
 
@@ -464,7 +464,7 @@ def test_linking_does_not_overwrite_what_a_merge_writes_meanwhile(postgres_ledge
         )
         until(inside.is_set)
         linking = pool.submit(postgres_ledger.calls.link_orphans, now=NOW)
-        assert (merging.result(20).orphans, linking.result(20)) == (0, 0)
+        assert (merging.result(patience()).orphans, linking.result(patience())) == (0, 0)
     assert (only_call(postgres_ledger).status, json.loads(only_call(postgres_ledger).details)) == ("completed", [1, 2])
     assert lead_row(postgres_ledger, claim).state == "called"
 

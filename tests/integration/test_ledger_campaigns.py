@@ -22,6 +22,7 @@ from pipeline.ledger.leads import Recorded
 from pipeline.ledger.tables import campaigns, leads
 from pipeline.settings import Rate, Settings
 from tests.conftest import NOW, make_answer, make_lead
+from tests.waiting import patience
 
 FIRST, SECOND, STRANGER = "campaign-a", "campaign-b", "campaign-c"
 FIRST_PROBE = timedelta(seconds=30)
@@ -106,11 +107,11 @@ def at_once(*jobs: Callable[[], Any]) -> list[Any]:
     ready = threading.Barrier(len(jobs))
 
     def run(job: Callable[[], Any]) -> Any:
-        ready.wait(timeout=20)
+        ready.wait(timeout=patience())
         return job()
 
     with ThreadPoolExecutor(len(jobs)) as pool:
-        return [one.result(timeout=60) for one in [pool.submit(run, job) for job in jobs]]
+        return [one.result(timeout=patience()) for one in [pool.submit(run, job) for job in jobs]]
 
 
 # runs
@@ -209,16 +210,16 @@ def test_a_run_over_several_dispatchers_is_queued_again_whoever_held_the_campaig
     def lock_when_told(connection: sa.Connection, *args: Any, **options: Any) -> Any:
         if connection.engine is slow_one.database.engine:
             written.set()
-            assert go_on.wait(60)
+            assert go_on.wait(patience())
         return lock(connection, *args, **options)
 
     monkeypatch.setattr(ledger_campaigns, "lock", lock_when_told)
     with ThreadPoolExecutor(1) as pool:
         behind = pool.submit(answer, slow_one, FIRST, slow, [Outcome.REJECTED] * 5)
-        assert written.wait(60)
+        assert written.wait(patience())
         answer(ledger, FIRST, quick, [Outcome.REJECTED] * 20)
         go_on.set()
-        behind.result(60)
+        behind.result(patience())
     slow_one.close()
     assert state(ledger) == ("held", "rejections")
     assert counts(ledger) == {"queued": 30}

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipeline.ledger import Ledger, LedgerUnavailable, postgres
+from tests.waiting import patience
 
 _END_ALL = sa.text(
     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
@@ -49,7 +50,7 @@ def test_a_new_sqlite_file_may_be_opened_several_times_at_once(tmp_path: Path) -
     together = threading.Barrier(4)
 
     def open_it(ledger: Ledger) -> None:
-        together.wait(20)
+        together.wait(patience())
         ledger.ping()
 
     for number in range(60):

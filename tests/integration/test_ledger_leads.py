@@ -23,6 +23,7 @@ from pipeline.ledger.calls import CallRow, StoredEvent
 from pipeline.ledger.leads import Recorded
 from pipeline.ledger.tables import attempts, batches, leads
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead, story_of
+from tests.waiting import patience
 
 DAY = timedelta(days=1)
 LEASE = timedelta(minutes=2)
@@ -97,11 +98,11 @@ def at_once(*jobs: Callable[[], Any]) -> list[Any]:
     ready = threading.Barrier(len(jobs))
 
     def run(job: Callable[[], Any]) -> Any:
-        ready.wait(timeout=20)
+        ready.wait(timeout=patience())
         return job()
 
     with ThreadPoolExecutor(len(jobs)) as pool:
-        return [one.result(timeout=60) for one in [pool.submit(run, job) for job in jobs]]
+        return [one.result(timeout=patience()) for one in [pool.submit(run, job) for job in jobs]]
 
 
 def _scalar(ledger: Ledger, query: sa.TextClause) -> Any:
@@ -388,7 +389,7 @@ def test_a_lead_that_is_called_while_its_record_waits_stays_called(postgres_ledg
             deadline = time.monotonic() + 30
             while not _scalar(postgres_ledger, waits):
                 assert time.monotonic() < deadline, "the record never met the lock"
-        done = recorded.result(timeout=60)
+        done = recorded.result(timeout=patience())
     assert (done.settled, done.late) == (1, 1)
     assert {row.id: row.state for row in rows(postgres_ledger)} == {
         first.lead_id: "called",

@@ -17,6 +17,7 @@ from alembic.migration import MigrationContext
 
 from pipeline.ledger import Ledger, SchemaMismatch, metadata, open_ledger
 from tests.conftest import POSTGRES_URL
+from tests.waiting import patience
 
 HEAD = "0004"
 
@@ -147,7 +148,7 @@ def test_several_hosts_migrate_at_once(new_ledger: Callable[..., Ledger]) -> Non
     together = threading.Barrier(len(hosts))
 
     def migrate(host: Ledger) -> str | None:
-        together.wait(20)
+        together.wait(patience())
         return host.migrate()[1]
 
     with ThreadPoolExecutor(len(hosts)) as pool:

@@ -18,6 +18,7 @@ from pipeline.ledger import CallRow, LeadFilter, Ledger, StoredEvent, metadata, 
 from pipeline.ledger.tables import batches, leads, recounts
 from pipeline.ledger.tables import tallies as table
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead
+from tests.waiting import patience
 
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
 OTHER = "another-campaign"
@@ -126,7 +127,7 @@ def test_writers_side_by_side_do_not_wait_for_each_others_counts(postgres_ledger
         first = sa.select(leads.c.id).order_by(leads.c.id).limit(1).scalar_subquery()
         connection.execute(sa.update(leads).where(leads.c.id == first).values(state="rejected"))
         with ThreadPoolExecutor(3) as pool:  # claims skip the locked lead
-            assert list(pool.map(move, range(3), timeout=30)) == [5, 5, 5]
+            assert list(pool.map(move, range(3), timeout=patience())) == [5, 5, 5]
         assert ledger.rollups.compact(now=NOW) > 0
     assert counted(ledger) == as_counted(ledger)
     assert counted(ledger)[CAMPAIGN, "lead.submitted"] == 15
@@ -150,7 +151,7 @@ def test_folding_beside_writers_loses_nothing(postgres_ledger: Ledger) -> None:
             take_in(ledger, *range(start, start + 10))
             post(ledger, 10, Outcome.ACCEPTED, LeadState.SUBMITTED)
         stop.set()
-        assert sum(one.result(30) for one in folders) > 0
+        assert sum(one.result(patience()) for one in folders) > 0
     assert counted(ledger) == as_counted(ledger)
 
 

@@ -32,6 +32,7 @@ from pipeline.status.snapshot import Source
 from pipeline.web import metrics
 from pipeline.wiring import Services
 from tests.conftest import CAMPAIGN, make_lead
+from tests.waiting import patience
 
 Samples = dict[tuple[str, tuple[str, ...]], float]
 HOUR = timedelta(hours=1)
@@ -246,7 +247,7 @@ def test_a_source_that_was_silent_for_too_long_is_away() -> None:
     def ask() -> int:
         asked.append(1)
         if len(asked) > 1:
-            go_on.wait(60)
+            go_on.wait(patience())
         return len(asked)
 
     source = Source(ask, stale_seconds=60)

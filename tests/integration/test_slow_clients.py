@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_web import ROOT, TOKEN, Server, event, serve
+from tests.waiting import patience
 
 __all__ = ["serve"]
 
@@ -27,7 +28,7 @@ KINDS = {
 
 
 def connect(server: Server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=patience())
 
 
 def answer(client: socket.socket) -> bytes:

@@ -21,6 +21,7 @@ from pipeline.domain.campaign import Campaign
 from pipeline.domain.lead import Claim, Lead, Outcome, Retry, settle
 from pipeline.ledger import LeadFilter, Ledger, Suppressed
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead, story_of
+from tests.waiting import patience
 
 OTHER = "68ecc86fd9fbecbe94310000"
 DAY, LEASE = timedelta(days=1), timedelta(minutes=2)
@@ -180,7 +181,7 @@ def test_nothing_is_claimed_of_a_number_after_its_addition_returned(ledger: Ledg
             record(ledger, out, Outcome.THROTTLED, now=now)
 
     def add() -> None:
-        assert sending.wait(60)
+        assert sending.wait(patience())
         for start in range(0, 300, 10):
             some = numbers[start : start + 10]
             suppress(ledger, *some)
@@ -195,11 +196,11 @@ def test_nothing_is_claimed_of_a_number_after_its_addition_returned(ledger: Ledg
         loops = [pool.submit(send), pool.submit(send), pool.submit(retry)]
         try:
             for one in (pool.submit(feed), pool.submit(add)):
-                one.result(60)
+                one.result(patience())
         finally:
             ended.set()
         for one in loops:
-            one.result(60)
+            one.result(patience())
 
     ledger.leads.claim(CAMPAIGN, 1000, lease=LEASE, now=datetime.now(UTC) + timedelta(seconds=5))  # what came back last
     assert [number for at, number in posts if at > listed_at.get(number, 10**9)] == []

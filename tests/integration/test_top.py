@@ -37,7 +37,7 @@ from pipeline.status.snapshot import Snapshot
 from pipeline.status.text import span
 from tests.conftest import CAMPAIGN, make_lead
 from tests.integration.cli.conftest import Result, run
-from tests.waiting import until
+from tests.waiting import patience, until
 
 __all__ = ["run"]
 
@@ -164,7 +164,7 @@ def test_parts_that_are_away_are_named_and_the_others_are_shown(
 
 @pytest.mark.usefixtures("installation")
 def test_into_a_pipe_it_prints_once(run: Callable[..., Result]) -> None:
-    done = subprocess.run(TOP, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(TOP, capture_output=True, text=True, timeout=patience())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("pipeline  ")
     assert "leads: 15 accepted" in done.stdout

@@ -29,7 +29,7 @@ from pipeline.devstack.embedded_valkey import free_port, valkey_server
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
 from tests.conftest import CAMPAIGN
-from tests.waiting import until
+from tests.waiting import patience, until
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "hook-3f19eab8c425495f"
@@ -63,7 +63,7 @@ class Server:
         """One request on a connection of its own."""
         began = time.monotonic()
         names = {name.replace("_", "-"): value for name, value in headers.items()}
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience())) as connection:
             connection.request(method, path, body, names, encode_chunked=names.get("Transfer-Encoding") == "chunked")
             answer = connection.getresponse()
             text = answer.read().decode()
@@ -124,7 +124,7 @@ def servers(parent: Path) -> Iterator[Callable[..., Server]]:
         server.process.send_signal(signal.SIGTERM)
     for server in started:
         try:
-            server.process.wait(15)
+            server.process.wait(patience())
         except subprocess.TimeoutExpired:
             server.process.kill()
             server.process.wait()
@@ -205,8 +205,8 @@ def test_counters_add_up_over_workers_no_webhook_asks_the_database_and_sigterm_e
     processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
     assert len(list((server.folder / "tmp").glob("pipeline-metrics-*"))) == 1
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(20) == 0
-    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert server.process.wait(patience()) == 0
+    assert psutil.wait_procs(processes, timeout=patience())[1] == []
     assert list((server.folder / "tmp").glob("pipeline-metrics-*")) == []
 
 
@@ -306,12 +306,12 @@ def test_no_log_ever_holds_a_token(serve, form):
     server.post_event(2, x_webhook_secret=TOKEN)
     server.ask("GET", "/v1/leads/1", Authorization=f"Bearer {INTAKE_TOKEN}")
     for line in (f"POST /webhooks/futwork/{TOKEN} NONSENSE\r\n\r\n", f"POST /webhooks/futwork/{TOKEN}\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=patience()) as wire:
             wire.sendall(line.encode())
             wire.recv(1000)
     until(lambda: "healthz" in server.log.read_text())
     server.process.send_signal(signal.SIGTERM)
-    server.process.wait(20)
+    server.process.wait(patience())
 
     text = server.log.read_text()
     assert text.count("/webhooks/futwork/***") >= 4
@@ -323,7 +323,12 @@ def test_wrong_settings_stop_the_start_with_one_line():
     environment = os.environ | {"BROKER_URL": "redis://127.0.0.1:9/0", "CAMPAIGN_RATE": "fast"}
 
     done = subprocess.run(
-        [sys.executable, "-c", "import web"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", "import web"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=patience(),
     )
 
     assert done.returncode == 1

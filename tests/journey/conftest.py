@@ -18,7 +18,7 @@ from tests.chaos.brokers import RabbitVhost, ServiceMissing
 from tests.conftest import CAMPAIGN, missing
 from tests.integration.test_broker import rabbitmq_alone
 from tests.journey.fleet import Fleet, Process, Valkey
-from tests.waiting import until
+from tests.waiting import patience, until
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def own_vhost(rabbitmq_url: str) -> Iterator[str]:
 
 
 def own_client(fleet: Fleet) -> Any:
-    return contextlib.closing(redis.Redis.from_url(fleet.redis_url, socket_timeout=5))
+    return contextlib.closing(redis.Redis.from_url(fleet.redis_url, socket_timeout=patience()))
 
 
 def in_flight(fleet: Fleet) -> int:

@@ -20,7 +20,7 @@ from pipeline.broker import Broker, celery_app
 from pipeline.devstack.embedded_valkey import free_port, valkey_server
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
-from tests.waiting import until
+from tests.waiting import patience, until
 
 ROOT = Path(__file__).parents[2]
 Found = TypeVar("Found")
@@ -50,7 +50,7 @@ class Valkey:
             self._process.wait()
 
     def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.url, socket_timeout=5)
+        return redis.Redis.from_url(self.url, socket_timeout=patience())
 
     def _answers(self) -> bool:
         with contextlib.suppress(redis.RedisError), contextlib.closing(self.client()) as client:
@@ -105,7 +105,7 @@ class Process:
         for child in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
-        psutil.wait_procs(family, timeout=5)
+        psutil.wait_procs(family, timeout=patience())
 
     def records(self) -> list[dict[str, Any]]:
         """The JSON lines of its log."""
@@ -196,7 +196,7 @@ class Sandbox:
         self._root = url.removesuffix("/api")
 
     def stats(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self._root}/_stats", timeout=5) as answer:
+        with urllib.request.urlopen(f"{self._root}/_stats", timeout=patience()) as answer:
             return dict(json.load(answer))
 
 

@@ -20,7 +20,7 @@ import pytest
 from pipeline.cli.demo import DemoReport
 from pipeline.domain.lead import LeadState
 from tests.integration.cli.conftest import read_all, run
-from tests.waiting import until
+from tests.waiting import patience, until
 
 __all__ = ["run"]
 
@@ -46,7 +46,7 @@ class Started:
 
     def left(self) -> list[psutil.Process]:
         """Those that still run, after a moment in which the system takes note of their end."""
-        return psutil.wait_procs(self._seen.values(), timeout=3)[1]
+        return psutil.wait_procs(self._seen.values(), timeout=patience())[1]
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., Started]]:
     for one in started:
         if one.poll() is None:
             one.send_signal(signal.SIGTERM)
-            one.wait(40)
+            one.wait(patience())
 
 
 def finish(started: Started, seconds: float = 110.0) -> tuple[str, str]:
@@ -114,7 +114,7 @@ import json
 from pathlib import Path
 from pipeline.cli import main
 from pipeline.cli.demo import screen
-from tests.waiting import until
+from tests.waiting import patience, until
 
 def print_report(report, out, shown=screen.print_report):
     Path("report.json").write_text(json.dumps(report.as_json(), default=str))

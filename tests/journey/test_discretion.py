@@ -25,7 +25,7 @@ from pipeline.ledger import Ledger
 from tests.conftest import CAMPAIGN
 from tests.journey.conftest import push_raw, task_headers
 from tests.journey.fleet import ROOT, Fleet, Process
-from tests.waiting import until
+from tests.waiting import patience, until
 
 KEY, WRONG_KEY = "key-0f-the-real-account", "key-that-was-revoked-long-ago"
 HOOK, TOKEN, LIMITED = "hook-t0ken-in-a-path", "intake-t0ken-for-all", "intake-t0ken-for-one"
@@ -110,7 +110,7 @@ class Web:
         }
         with (
             contextlib.suppress(OSError),
-            contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection,
+            contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience())) as connection,
         ):
             connection.request(method, path, sent, names)
             return connection.getresponse().status
@@ -211,7 +211,7 @@ def test_no_output_of_any_process_holds_a_number_a_secret_or_a_word(fleet: Fleet
             one["state"] for one in status["campaigns"]
         } and bool(states & {"called", "submitted", "uncertain"}) and status["leads"]["sending"] == 0  # fmt: skip
 
-    until(settled, seconds=120, what=lambda: json.dumps(fleet.status(), default=str) + worker.log[-4000:])
+    until(settled, what=lambda: json.dumps(fleet.status(), default=str) + worker.log[-4000:])
 
     # What commands say beside the data that they were asked for, and what the objects say of themselves.
     (tmp_path / "leads.csv").write_text(f"phone,name\n12{phone(90)},{WORDS[3]}\n{phone(91)},x\n")
@@ -240,7 +240,7 @@ def test_no_output_of_any_process_holds_a_number_a_secret_or_a_word(fleet: Fleet
 def _asked(port: int, path: str, headers: dict[str, str]) -> bool:
     with (
         contextlib.suppress(OSError),
-        contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection,
+        contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=patience())) as connection,
     ):
         connection.request("GET", path, headers=headers)
         return connection.getresponse().status == 503

@@ -23,7 +23,7 @@ from pipeline.domain.lead import lead_id
 from tests.conftest import CAMPAIGN
 from tests.journey.conftest import phones_in
 from tests.journey.fleet import ROOT, Fleet, Process, Valkey
-from tests.waiting import until
+from tests.waiting import patience, until
 
 HOOK, INTAKE = "hook-of-this-test", "intake-of-this-test"
 PHONES = ("9800000001", "9800000002")
@@ -109,7 +109,7 @@ def start_web(fleet: Fleet, port: int, **variables: object) -> Process:
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5):
+        with urllib.request.urlopen(url, timeout=patience()):
             return True
     except OSError:
         return False
@@ -119,7 +119,7 @@ def post(url: str, body: object, token: str) -> int:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=patience()) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         with error:
@@ -195,7 +195,7 @@ def test_a_lead_can_be_followed_by_its_id_through_three_processes_and_by_its_tra
     assert len({span["trace"] for span in collector.named("POST lead")}) == 2
     doctor = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", "doctor", "--check-key", "--webhook-url", f"{root}/webhooks/futwork"],
-        env=fleet.environment(**own), cwd=fleet.folder, capture_output=True, text=True, timeout=60,
+        env=fleet.environment(**own), cwd=fleet.folder, capture_output=True, text=True, timeout=patience(),
     )  # fmt: skip
     assert doctor.returncode == 0, doctor.stdout
     assert [line for line in doctor.stdout.splitlines() if not line.startswith("ok ")] == []
@@ -219,7 +219,7 @@ def test_flower_shows_workers_and_tasks_to_those_with_the_password_and_no_lead_t
         if password:
             request.add_header("Authorization", "Basic " + base64.b64encode(f"operator:{password}".encode()).decode())
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(request, timeout=patience()) as answer:
                 return json.load(answer) if path.startswith("api") else answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

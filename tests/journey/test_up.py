@@ -20,7 +20,7 @@ import requests
 from pipeline.devstack.embedded_valkey import free_port
 from pipeline.ledger import Ledger
 from tests.conftest import CAMPAIGN
-from tests.waiting import until
+from tests.waiting import patience, until
 
 PIPELINE = [sys.executable, "-m", "pipeline.cli"]
 
@@ -61,7 +61,7 @@ class Up:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command in a second terminal in the same folder, without settings."""
         return subprocess.run(
-            [*PIPELINE, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+            [*PIPELINE, *arguments], cwd=self.folder, capture_output=True, text=True, timeout=patience(), check=False
         )
 
     def status(self) -> Any:
@@ -70,15 +70,15 @@ class Up:
 
     def get(self, path: str) -> int:
         """The HTTP status of a GET."""
-        return requests.get(f"http://127.0.0.1:{self.port}{path}", timeout=10).status_code
+        return requests.get(f"http://127.0.0.1:{self.port}{path}", timeout=patience()).status_code
 
     def signs_in(self, name: str, password: str) -> int:
         """The HTTP status that answers the form of the status pages."""
         url = f"http://127.0.0.1:{self.port}/ops/sign-in"
         with requests.Session() as browser:
-            form = re.search(r'name="form" value="([^"]+)"', browser.get(url, timeout=10).text)[1]
+            form = re.search(r'name="form" value="([^"]+)"', browser.get(url, timeout=patience()).text)[1]
             given = {"form": form, "name": name, "password": password}
-            return browser.post(url, data=given, allow_redirects=False, timeout=10).status_code
+            return browser.post(url, data=given, allow_redirects=False, timeout=patience()).status_code
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     for one in started:
         if one.process.poll() is None:
             one.process.send_signal(signal.SIGTERM)
-            one.process.wait(40)
+            one.process.wait(patience())
 
 
 def test_leads_travel_and_the_stack_comes_back_after_a_sigkill_and_ctrl_c_ends_it_all(up, tmp_path):
@@ -132,7 +132,7 @@ def test_leads_travel_and_the_stack_comes_back_after_a_sigkill_and_ctrl_c_ends_i
     parts = [one for one in running.seen if "valkey" not in one.name()]
     running.process.kill()
     running.process.wait()
-    assert psutil.wait_procs(parts, timeout=20)[1] == []
+    assert psutil.wait_procs(parts, timeout=patience())[1] == []
     (broker,) = (one for one in running.seen if one not in parts)
 
     again = up("--sandbox", "--faults", "none")
@@ -142,8 +142,8 @@ def test_leads_travel_and_the_stack_comes_back_after_a_sigkill_and_ctrl_c_ends_i
 
     os.killpg(again.process.pid, signal.SIGINT)  # as a terminal does
 
-    assert again.process.wait(40) == 0
-    assert psutil.wait_procs([broker, *again.seen], timeout=5)[1] == []
+    assert again.process.wait(patience()) == 0
+    assert psutil.wait_procs([broker, *again.seen], timeout=patience())[1] == []
     assert len(again.seen) >= 6  # one for each part; how many children of workers were seen is a matter of timing
     assert again.shown.rstrip().endswith("everything has ended")
     assert "Traceback" not in again.shown
@@ -163,7 +163,7 @@ SMALL = """
 import sys
 from pipeline.cli import main
 from pipeline.devstack.supervisor import Supervisor
-from tests.waiting import until
+from tests.waiting import patience, until
 
 def start_pipeline(stack, *, web, workers):
     stack.start("beat", ["-c", "import time; time.sleep(600)", "beat"])
@@ -197,8 +197,8 @@ def test_sigterm_ends_it_all(up_small):
 
     running.process.send_signal(signal.SIGTERM)
 
-    assert running.process.wait(40) == 0
-    assert psutil.wait_procs(running.seen, timeout=5)[1] == []
+    assert running.process.wait(patience()) == 0
+    assert psutil.wait_procs(running.seen, timeout=patience())[1] == []
     assert running.shown.rstrip().endswith("everything has ended")
 
 
@@ -208,8 +208,8 @@ def test_a_part_that_ends_ends_the_others_with_one_line(up_small):
 
     beat.kill()
 
-    assert running.process.wait(40) == 2
+    assert running.process.wait(patience()) == 2
     assert re.search(
         r"^pipeline: beat was ended by signal 9: .*\(see .*/var/logs/beat\.log\)$", running.shown, re.MULTILINE
     )
-    assert psutil.wait_procs(running.seen, timeout=3)[1] == []
+    assert psutil.wait_procs(running.seen, timeout=patience())[1] == []

@@ -20,7 +20,7 @@ from tests.conftest import CAMPAIGN
 from tests.integration.test_migrations import address, new_database, new_ledger
 from tests.journey.conftest import rows
 from tests.journey.fleet import Fleet
-from tests.waiting import until
+from tests.waiting import patience, until
 
 __all__ = ["new_database", "new_ledger"]
 
@@ -63,10 +63,10 @@ def test_a_next_release_migrates_while_this_one_works(
         enqueue(CAMPAIGN, rows(LEADS // 2, start=LEADS // 2), settings=fleet.settings)
         until(lambda: fleet.states().get("submitted", 0) > submitted + 20, what=lambda: worker.log)
         report.rollback()
-        assert [one.result(60)[1] for one in migrations] == ["9001", "9001"]
+        assert [one.result(patience())[1] for one in migrations] == ["9001", "9001"]
 
     later = fleet.worker(**settings)  # one that starts on tables newer than itself
-    until(lambda: fleet.states() == {"submitted": LEADS}, seconds=60, what=lambda: worker.log + later.log)
+    until(lambda: fleet.states() == {"submitted": LEADS}, what=lambda: worker.log + later.log)
     assert "favourite_colour" in {one["name"] for one in sa.inspect(ledger.database.engine).get_columns("leads")}
     assert sandbox.stats()["accepted"] == LEADS
     assert worker.alive
@@ -94,7 +94,7 @@ def test_a_migration_gives_way_to_whoever_works(postgres_ledger: Ledger, next_re
         with pytest.raises(MigrationBlocked, match="find it in pg_stat_activity"):
             upgrade(postgres_ledger.database, "head", migrations=pipeline.ledger._MIGRATIONS, patience_seconds=1.0)
         ended.set()
-        assert working.result(20) > 0
+        assert working.result(patience()) > 0
     assert own.revisions()[0] != "9001"
     with own.database.read() as connection:  # nobody holds the lock of whoever migrates any more
         assert connection.scalar(sa.text("SELECT pg_try_advisory_xact_lock(727274)"))

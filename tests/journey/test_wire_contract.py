@@ -19,6 +19,7 @@ import redis
 
 from pipeline.ledger import LeadFilter, Ledger
 from tests.conftest import empty
+from tests.waiting import patience
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.journey
@@ -64,7 +65,7 @@ def running(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
     yield ledger, log_of_living
     worker.terminate()
-    worker.wait(30)
+    worker.wait(patience())
     ledger.close()
 
 

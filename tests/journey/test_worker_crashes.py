@@ -41,7 +41,7 @@ def test_a_batch_on_which_every_process_dies_ends_in_quarantine_after_a_few(flee
     message = lead_batch(deadly.KILLS_ITS_PROCESS, rows(3), batch_id=uuid.uuid4())
     fleet.broker.publish("pipeline.intake", message, about="()")
     enqueue(CAMPAIGN, rows(600, start=100), settings=fleet.settings)
-    [kept] = until(lambda: quarantined(fleet), seconds=60, what=lambda: worker.log)
+    [kept] = until(lambda: quarantined(fleet), what=lambda: worker.log)
     assert json.loads(kept.body) == [[message], {}]
     assert "WorkerLostError" in kept.reason
     assert (fleet.folder / "deaths").read_text().count("\n") == _MOST_DEATHS + 1 == 4

@@ -28,7 +28,7 @@ def test_a_worker_that_is_told_to_end_in_mid_slice_ends_soon_and_loses_nothing(f
     own |= {"campaign_rate": "20/s", "slice_seconds": 60}
     worker = fleet.worker(**own)
     enqueue(CAMPAIGN, rows(1000), settings=fleet.settings)
-    until(lambda: fleet.accepted() == 1000, seconds=60, what=lambda: worker.log)
+    until(lambda: fleet.accepted() == 1000, what=lambda: worker.log)
     until(lambda: sandbox.stats()["accepted"] >= 20, what=lambda: worker.log)
     assert worker.stop() < 15
     states = fleet.states()
@@ -47,7 +47,7 @@ def test_a_worker_goes_on_after_its_broker_was_killed_and_came_back(fleet: Fleet
     own_valkey.kill()
     own_valkey.start()
     until(lambda: succeeds_to_enqueue(fleet, rows(100, start=200)), what=lambda: worker.log)
-    until(lambda: fleet.accepted() == 300, seconds=60, what=lambda: worker.log)
+    until(lambda: fleet.accepted() == 300, what=lambda: worker.log)
     assert worker.alive
     assert quarantined(fleet) == []
 
@@ -92,7 +92,7 @@ def test_leads_travel_over_quorum_queues_also_when_a_worker_is_killed(
         first.kill()
     assert fleet.accepted() == 500
     second = fleet.worker(**own)
-    until(lambda: fleet.accepted() == 2500, seconds=60, what=lambda: second.log)
+    until(lambda: fleet.accepted() == 2500, what=lambda: second.log)
     assert sandbox.stats()["duplicates"] == 0
     assert second.stop() < 15
 

@@ -32,7 +32,7 @@ from tests.journey.conftest import (
     task_headers,
 )
 from tests.journey.fleet import Fleet, Process, Valkey, signal_process
-from tests.waiting import until
+from tests.waiting import patience, until
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_foreign_celery_client_can_hand_leads_in_and_events_do_not_show_them(w
         until(lambda: [event for event in seen if event["type"] == "task-succeeded"])
     finally:
         stop.set()
-        listener.join(10)
+        listener.join(patience())
     [received] = [event for event in seen if event["type"] == "task-received" and event["name"] == "pipeline.intake"]
     assert received["args"] == f"({CAMPAIGN}, 3 leads)"
     assert phones_in(json.dumps(seen, default=str)) == []
@@ -333,7 +333,7 @@ def test_killing_children_in_mid_intake_loses_nothing_and_takes_nothing_in_twice
         for child in worker.children():
             signal_process(child, signal.SIGKILL)
             killed += 1
-    until(lambda: fleet.accepted() == 500 and in_flight(fleet) == 0, seconds=60, what=lambda: worker.log)
+    until(lambda: fleet.accepted() == 500 and in_flight(fleet) == 0, what=lambda: worker.log)
     assert killed == 2
     assert worker.log.count("WorkerLostError") > lost
     assert fleet.broker.depths()["intake"] == 0

@@ -10,6 +10,7 @@ from pipeline.ledger import Ledger
 from tests.chaos import experiments  # noqa: F401 - registers them
 from tests.chaos.mechanisms import MECHANISMS, switch_off
 from tests.chaos.runner import EXPERIMENTS
+from tests.waiting import patience
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
@@ -17,7 +18,7 @@ def test_a_mechanism_can_be_switched_off(name: str) -> None:
     """In a process of its own, for it cannot be switched on again."""
     child = multiprocessing.get_context("fork").Process(target=_do_without, args=(name,))
     child.start()
-    child.join(60)
+    child.join(patience())
     assert child.exitcode == 0
 
 

@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 from pipeline.broker import QUEUES
 from pipeline.settings import Settings, load_settings
 from tests.conftest import missing
+from tests.waiting import patience
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / ".env.example"
@@ -412,7 +413,10 @@ def test_systemd_takes_the_units(tmp_path: Path):
         (tmp_path / path.name).write_text(re.sub(r"^(User|Group)=pipeline$", r"\1=root", text, flags=re.MULTILINE))
 
     done = subprocess.run(
-        ["systemd-analyze", "verify", *map(str, sorted(tmp_path.iterdir()))], capture_output=True, text=True, timeout=60
+        ["systemd-analyze", "verify", *map(str, sorted(tmp_path.iterdir()))],
+        capture_output=True,
+        text=True,
+        timeout=patience(),
     )
 
     assert [line for line in done.stderr.splitlines() if "futwork" in line] == []

@@ -15,6 +15,7 @@ import yaml
 
 from pipeline.observability.metrics import METRICS
 from tests.conftest import missing
+from tests.waiting import patience
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -30,7 +31,7 @@ RULES = [
 def promtool(*arguments: str, folder: Path = PROMETHEUS) -> subprocess.CompletedProcess[str]:
     if shutil.which("promtool") is None:
         missing("promtool", "install Debian's package `prometheus`")
-    return subprocess.run(["promtool", *arguments], cwd=folder, capture_output=True, text=True, timeout=100)
+    return subprocess.run(["promtool", *arguments], cwd=folder, capture_output=True, text=True, timeout=patience())
 
 
 def named_in(query: str) -> set[str]:

@@ -21,6 +21,7 @@ from pipeline.domain.lead import lead_id
 from pipeline.producer import LEADS_A_BATCH, read_rows
 from pipeline.settings import Settings
 from tests.conftest import CAMPAIGN, make_lead
+from tests.waiting import patience
 
 
 class Recorder:
@@ -310,12 +311,12 @@ def test_enqueue_needs_neither_flask_nor_sqlalchemy() -> None:
         env={"BROKER_URL": "redis://127.0.0.1:9/0", "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(),
     )
     assert (done.stdout, done.stderr) == ("failed\n[]\n", "")
 
 
 def test_importing_the_package_imports_no_part_of_it() -> None:
     program = "import sys, pipeline; print([name for name in sys.modules if name.startswith('pipeline.')])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=patience())
     assert done.stdout == "[]\n"

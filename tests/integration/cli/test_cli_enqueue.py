@@ -20,7 +20,7 @@ import redis
 from pipeline.devstack.embedded_valkey import embedded_broker, free_port
 from tests.conftest import CAMPAIGN
 from tests.integration.cli.conftest import GOOD, HEADER, OTHER, PIPELINE, batches, read_all, refused, start
-from tests.waiting import until
+from tests.waiting import patience, until
 
 # enqueue
 
@@ -216,7 +216,7 @@ def test_a_broker_that_goes_away_half_way_is_exit_1_with_the_first_line_that_is_
                 return before == waiting
 
             until(settled)
-    out, err = command.communicate((f"98222{i:05d},x\n" for i in range(1)).__next__().encode() * 600, timeout=30)
+    out, err = command.communicate(b"9822200000,x\n" * 600, timeout=patience())
 
     summary = json.loads(out)
     assert command.returncode == 1
@@ -236,7 +236,7 @@ def test_ctrl_c_says_what_was_accepted(valkey, valkey_url, tmp_path):
     until(lambda: valkey.llen("intake") >= 3)
 
     command.send_signal(signal.SIGINT)
-    out, err = command.communicate(timeout=30)
+    out, err = command.communicate(timeout=patience())
 
     summary = json.loads(out)
     assert command.returncode == 1
@@ -275,7 +275,7 @@ def test_two_commands_share_the_private_broker_rather_than_spoil_its_file(run, t
     done = run("up", "--sandbox", "--port", str(free_port()))
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"pipeline: another pipeline command runs the private broker in {tmp_path}/var/valkey")
-    first.communicate(timeout=30)
+    first.communicate(timeout=patience())
     assert first.returncode == 0
 
 
@@ -315,7 +315,7 @@ def test_a_terminal_shows_a_progress_bar_and_keeps_it_off_stdout(tmp_path):
     os.close(theirs)
 
     shown = read_all(ours)
-    out = command.communicate(timeout=30)[0].decode()
+    out = command.communicate(timeout=patience())[0].decode()
 
     assert re.search(r"[\d,]+ rows, 0 refused", shown)
     assert "%" in shown

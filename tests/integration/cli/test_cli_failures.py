@@ -17,7 +17,7 @@ from pipeline.cli import cli
 from pipeline.devstack.embedded_valkey import free_port
 from tests.conftest import CAMPAIGN
 from tests.integration.cli.conftest import GOOD, HEADER, catches, start
-from tests.waiting import until
+from tests.waiting import patience, until
 
 # What goes wrong
 
@@ -140,7 +140,7 @@ def test_a_reader_that_goes_away_is_no_fault_to_talk_about(story, tmp_path, argu
 def test_a_full_disk_behind_stdout_is_one_line(story, tmp_path, arguments):
     with Path("/dev/full").open("wb") as full:
         command = start(*arguments, cwd=tmp_path, stdout=full)
-        err = command.communicate(timeout=30)[1].decode()
+        err = command.communicate(timeout=patience())[1].decode()
 
     assert (command.returncode, err) == (2, "pipeline: system: No space left on device\n")
 
@@ -151,7 +151,7 @@ def test_a_signal_ends_a_command_without_a_traceback(tmp_path, number, code):
     try:
         until(lambda: catches(command.pid, number) and catches(command.pid, signal.SIGTERM))
         command.send_signal(number)
-        out, err = command.communicate(timeout=30)
+        out, err = command.communicate(timeout=patience())
     finally:
         command.kill()
         command.communicate()
@@ -179,7 +179,7 @@ cli.cli.main = lambda **_: {where}
 cli.main()
 """
     (tmp_path / "command.py").write_text(script)
-    done = subprocess.run([sys.executable, "-m", "command"], cwd=tmp_path, capture_output=True, timeout=30)
+    done = subprocess.run([sys.executable, "-m", "command"], cwd=tmp_path, capture_output=True, timeout=patience())
 
     assert (done.returncode, done.stderr.strip()) == (143, b"pipeline: stopped")
 

@@ -13,6 +13,7 @@ from pipeline.settings import Rate
 from tests.conftest import CAMPAIGN
 from tests.integration.dispatch.conftest import CONCURRENCY, OTHER, always, seconds, when_accepted
 from tests.raw_server import raw_server
+from tests.waiting import patience
 
 # Side by side
 
@@ -111,7 +112,7 @@ def test_one_slow_answer_does_not_hold_up_the_campaign(bench):
         while peer.request():
             seen.append(peer)
             if len(seen) == 1:
-                release.wait(20)
+                release.wait(patience())
             peer.answer("200 OK", b"{}")
 
     with raw_server(handle) as server:

@@ -15,6 +15,7 @@ from pipeline.sandbox.server import run_in_thread
 from tests.conftest import CAMPAIGN
 from tests.integration.dispatch.conftest import CONCURRENCY, OTHER, always, hang_up, now, opened, seconds, when_accepted
 from tests.raw_server import raw_server
+from tests.waiting import patience
 
 # The outcome table, row by row
 
@@ -228,7 +229,7 @@ def test_a_dispatcher_that_is_told_to_end_at_once_waits_for_nothing(bench, monke
 
         running = threading.Thread(target=run, daemon=True)  # one that waits for ever must not hold up the suite
         running.start()
-        running.join(10)
+        running.join(patience())
         assert not running.is_alive()
         assert not signals
         assert bench.states() == {"sending": CONCURRENCY, "queued": 20 - CONCURRENCY}

@@ -9,6 +9,7 @@ from pipeline.sandbox.server import run_in_thread
 from tests.conftest import CAMPAIGN
 from tests.integration.dispatch.conftest import CONCURRENCY, OTHER, when_accepted
 from tests.raw_server import raw_server
+from tests.waiting import patience
 
 # The end of a slice
 
@@ -70,7 +71,7 @@ def test_leads_that_come_in_while_an_answer_is_awaited_do_not_wait_for_it(bench)
         while peer.request():
             if not first_is_out.is_set():
                 first_is_out.set()
-                release.wait(20)
+                release.wait(patience())
             peer.answer("200 OK", b"{}")
 
     with raw_server(handle) as server:
@@ -78,7 +79,7 @@ def test_leads_that_come_in_while_an_answer_is_awaited_do_not_wait_for_it(bench)
         slices = []
         running = threading.Thread(target=lambda: slices.append(dispatcher.run(CAMPAIGN)))
         running.start()
-        assert first_is_out.wait(10)
+        assert first_is_out.wait(patience())
         bench.take_in(5, first=10)
         deadline = time.monotonic() + 4
         while bench.states() != {"sending": 1, "submitted": 5}:

@@ -2,13 +2,13 @@
 
 import ssl
 import subprocess
-import time
 
 import pytest
 
 from pipeline.domain.lead import Outcome
 from pipeline.futwork import Futwork
 from tests.conftest import make_claim
+from tests.waiting import patience, until
 
 KEY = "a-key-that-must-not-show"
 
@@ -34,8 +34,8 @@ def make_futwork(make_settings, engine):
             "futwork_api_key": KEY,
             "futwork_http_engine": engine,
             "dispatch_concurrency": 1,
-            "connect_timeout_seconds": 1.0,
-            "read_timeout_seconds": 1.0,
+            "connect_timeout_seconds": patience(1.0),
+            "read_timeout_seconds": 30.0,
         }
         made.append(Futwork(make_settings(**(values | overrides))))
         return made[-1]
@@ -45,14 +45,17 @@ def make_futwork(make_settings, engine):
         futwork.close()
 
 
-def post(futwork, *claims, account="default", seconds=8):
+def post(futwork, *claims, account="default"):
     """The answers of claims, in the order of the claims."""
     claims = claims or (make_claim(),)
     futwork.send(claims, account=account)
-    answers, deadline = [], time.monotonic() + seconds
-    while len(answers) < len(claims):
-        assert time.monotonic() < deadline, f"only {len(answers)} answers came"
-        answers += futwork.receive(wait=0.2)
+    answers = []
+
+    def complete():
+        answers.extend(futwork.receive(wait=0.2))
+        return len(answers) == len(claims)
+
+    until(complete, what=lambda: f"only {len(answers)} answers came")
     order = [claim.token for claim in claims]
     return sorted(answers, key=lambda answer: order.index(answer.claim.token))
 

@@ -15,6 +15,7 @@ from pipeline.sandbox.server import run_in_thread
 from tests.conftest import make_claim
 from tests.integration.futwork.conftest import KEY, answering, not_sent, nothing, partly, post
 from tests.raw_server import raw_server
+from tests.waiting import patience
 
 # One answer for one request
 
@@ -63,7 +64,7 @@ def test_bytes_after_an_answer_are_never_the_next_leads_answer(make_futwork, tog
         for _ in range(5):
             [answer] = post(futwork)
             assert (answer.outcome, answer.futwork_lead_id) == (Outcome.REJECTED, None)
-            assert surplus.wait(5)
+            assert surplus.wait(patience())
             surplus.clear()
 
 
@@ -99,13 +100,15 @@ def test_a_connection_that_idled_for_long_is_not_used_again(make_futwork, engine
 
 
 def test_a_slow_answer_leaves_the_next_request_on_the_connection_its_whole_time(make_futwork):
+    read_timeout_seconds = patience(0.9)
+
     def handle(peer):
         while peer.request():
-            peer.stopping.wait(0.45)
+            peer.stopping.wait(0.6 * read_timeout_seconds)
             peer.answer("200 OK", b"{}")
 
     with raw_server(handle) as server:
-        futwork = make_futwork(server.url, read_timeout_seconds=0.9)
+        futwork = make_futwork(server.url, read_timeout_seconds=read_timeout_seconds)
         assert [post(futwork)[0].outcome for _ in range(3)] == [Outcome.ACCEPTED] * 3
         assert server.connections == 1
 
@@ -166,7 +169,7 @@ def test_the_key_shows_nowhere(make_futwork, caplog):
         with raw_server(handle) as server:
             futwork = make_futwork(server.url)
             seen += [*post(futwork), futwork]
-    seen += post(make_futwork("http://nonexistent.invalid/api"), seconds=40)
+    seen += post(make_futwork("http://nonexistent.invalid/api"))
     assert seen[0].excerpt == 'HTTP 401 {"error":"bad key …"}'
     assert KEY not in "\n".join([*map(repr, seen), *map(str, seen), caplog.text])
     assert not any(KEY in str(record.__dict__) for record in caplog.records)
@@ -187,7 +190,7 @@ def test_a_key_that_no_header_can_carry_does_not_show_either(make_futwork, caplo
 def test_more_claims_than_threads_come_back_once_each(make_futwork):
     claims = [make_claim(number) for number in range(200)]
     with run_in_thread(Options(api_keys=frozenset({KEY}), latency_ms=3)) as sandbox:
-        futwork = make_futwork(sandbox.url, dispatch_concurrency=8, read_timeout_seconds=10)
+        futwork = make_futwork(sandbox.url, dispatch_concurrency=8)
         answers = post(futwork, *claims)
         journal = sandbox.journal()
         connections = sandbox.stats()["connections"]
@@ -203,11 +206,9 @@ def test_more_claims_than_threads_come_back_once_each(make_futwork):
     assert 1 <= connections <= 8
 
 
-def test_receiving_with_nothing_out_returns_at_once(make_futwork):
+def test_receiving_with_nothing_out_does_not_wait(make_futwork):
     futwork = make_futwork("http://127.0.0.1:9/api")
-    started = time.monotonic()
-    assert futwork.receive(wait=5) == []
-    assert time.monotonic() - started < 1
+    assert futwork.receive(wait=24 * 60 * 60) == []  # pytest's limit ends a test that waits
 
 
 def test_closing_finishes_what_is_out_and_ends_the_threads(make_settings, engine):
@@ -252,7 +253,8 @@ def test_closing_finishes_what_is_out_and_ends_the_threads(make_settings, engine
 )
 def test_each_fault_of_the_sandbox_has_its_outcome(make_futwork, fault, outcomes):
     with run_in_thread(Options(api_keys=frozenset({KEY}), faults={fault: 1.0}, stall_seconds=60)) as sandbox:
-        futwork = make_futwork(sandbox.url, dispatch_concurrency=6, read_timeout_seconds=0.5 if fault == "stall" else 5)
+        patient = {} if fault != "stall" else {"connect_timeout_seconds": patience(0.3), "read_timeout_seconds": 0.5}
+        futwork = make_futwork(sandbox.url, dispatch_concurrency=6, **patient)
         answers = post(futwork, *(make_claim(number) for number in range(6)))
         assert {answer.outcome for answer in answers} == outcomes
         taken = sum(entry["accepted"] for entry in sandbox.journal())

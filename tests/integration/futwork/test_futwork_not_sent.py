@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import threading
-import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +12,7 @@ from pipeline.domain.lead import Outcome
 from tests.conftest import CAMPAIGN, make_claim
 from tests.integration.futwork.conftest import KEY, LEAD_ID, answering, not_sent, post
 from tests.raw_server import raw_server
+from tests.waiting import patience
 
 # What goes out
 
@@ -91,7 +91,7 @@ def test_a_refused_connection_is_not_sent(make_futwork):
 
 
 def test_a_host_name_without_an_address_is_not_sent(make_futwork):
-    [answer] = post(make_futwork("http://nonexistent.invalid/api"), seconds=40)
+    [answer] = post(make_futwork("http://nonexistent.invalid/api"))
     assert not_sent(answer)
     assert answer.excerpt == "the host name could not be resolved"
 
@@ -154,7 +154,10 @@ def test_over_tls_the_outcomes_are_the_same(make_futwork, self_signed):
             next(turns)(peer)
 
     with raw_server(handle, tls=context) as server:
-        futwork = make_futwork(server.url, read_timeout_seconds=0.4, futwork_ca_file=certificate)
+        seconds = patience(0.4)
+        futwork = make_futwork(
+            server.url, connect_timeout_seconds=seconds, read_timeout_seconds=seconds, futwork_ca_file=certificate
+        )
         answers = [post(futwork)[0] for _ in endings]
     assert [answer.outcome for answer in answers] == [Outcome.ACCEPTED] * 2 + [Outcome.UNCERTAIN] * 3
     assert server.connections == 1 + 2  # one kept alive until it was reset; one that hung; one that dripped
@@ -162,10 +165,9 @@ def test_over_tls_the_outcomes_are_the_same(make_futwork, self_signed):
 
 def test_a_tls_handshake_that_hangs_is_not_sent(make_futwork):
     with raw_server(lambda peer: peer.hang()) as server:
-        started = time.monotonic()
         [answer] = post(make_futwork(server.url.replace("http:", "https:"), connect_timeout_seconds=0.3))
     assert not_sent(answer)
-    assert time.monotonic() - started < 2
+    assert "within the time allowed" in answer.excerpt
 
 
 @pytest.mark.parametrize("engine", ["requests"], indirect=True)  # libcurl looks names up by itself, and bounds it
@@ -207,7 +209,7 @@ def test_a_claim_that_grew_old_while_connecting_is_not_sent(make_futwork, self_s
 
     with raw_server(handle) as server:
         url = server.url.replace("http:", "https:")
-        futwork = make_futwork(url, connect_timeout_seconds=5, futwork_ca_file=certificate)
+        futwork = make_futwork(url, read_timeout_seconds=1, futwork_ca_file=certificate)
         claim = make_claim(expires_at=datetime.now(UTC) + timedelta(seconds=1.4))
         [answer] = post(futwork, claim)
     assert not_sent(answer)

@@ -28,6 +28,7 @@ from tests.integration.ops.conftest import (
     sign_in,
     users,
 )
+from tests.waiting import patience
 
 # What is shown
 
@@ -173,7 +174,7 @@ def test_pages_wait_a_little_for_each_other_and_the_rest_is_told_to_come_back(si
     for _ in range(2):
         turnstile.leave()
     for thread in waiting:
-        thread.join(10)
+        thread.join(patience())
     assert not any(thread.is_alive() for thread in waiting)
 
 

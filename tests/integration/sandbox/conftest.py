@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.sandbox.options import Options, checked
 from pipeline.sandbox.server import run_in_thread
+from tests.waiting import patience
 
 CAMPAIGN = "68ecc86fd9fbecbe9431a18e"
 
@@ -34,8 +35,8 @@ class Answer:
 class Client:
     """A plain HTTP client with a connection of its own for each request."""
 
-    def __init__(self, port, timeout_seconds=5):
-        self.port, self.timeout_seconds = port, timeout_seconds
+    def __init__(self, port, timeout_seconds=None):
+        self.port, self.timeout_seconds = port, timeout_seconds or patience()
 
     def request(self, method, path, body=None, headers=HEADERS):
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, self.timeout_seconds)) as connection:

@@ -14,12 +14,13 @@ import pytest
 from pipeline.sandbox.options import checked
 from pipeline.sandbox.server import run_in_thread
 from tests.integration.sandbox.conftest import CAMPAIGN, HEADERS, LEADS, Client
+from tests.waiting import patience, until
 
 # Taking leads.
 
 
 def test_a_good_lead_is_accepted_and_journaled(sandbox, client):
-    before = len(sandbox.journal())
+    before, started = len(sandbox.journal()), time.time()
     client.control(answer_shape="data.leadId")
 
     answer = client.post("9999789800", {"customer_name": "abcd xyz", "place": "ABC"})
@@ -27,7 +28,7 @@ def test_a_good_lead_is_accepted_and_journaled(sandbox, client):
     assert answer.status in {200, 201}
     entry = sandbox.journal()[-1]
     assert answer.content == {"success": True, "data": {"leadId": entry["lead_id"]}}
-    assert abs(entry.pop("time") - time.time()) < 5
+    assert started <= entry.pop("time") <= time.time()
     assert entry == {
         "seq": before + 1,
         "campaign_id": CAMPAIGN,
@@ -111,11 +112,11 @@ def test_what_does_not_exist_is_not_found_and_not_journaled(sandbox, client, met
     assert len(sandbox.journal()) == before
 
 
-def test_latency_is_its_mean_within_a_half(client):
+def test_an_answer_takes_at_least_half_of_the_mean_latency(client):
     client.control(latency_ms=60)
     start = time.monotonic()
     client.post()
-    assert 0.03 <= time.monotonic() - start < 1
+    assert time.monotonic() - start >= 0.03
 
 
 def test_the_same_lead_twice_is_a_duplicate(sandbox, client):
@@ -133,7 +134,7 @@ def test_the_same_lead_twice_is_a_duplicate(sandbox, client):
 def test_pipelined_requests_are_answered_in_order_even_when_they_take_time(client):
     client.control(latency_ms=5, answer_shape="leadId")
     phones = [str(9_300_000_000 + number) for number in range(150)]
-    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as wire:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=patience()) as wire:
         for phone in phones:
             body = json.dumps({"recipientPhoneNumber": phone, "recipientData": {}})
             wire.sendall(
@@ -149,7 +150,7 @@ def test_pipelined_requests_are_answered_in_order_even_when_they_take_time(clien
 
 
 def test_a_connection_is_kept_for_many_requests(sandbox, client):
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", client.port, timeout=5)) as connection:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", client.port, timeout=patience())) as connection:
         ports = set()
         for number in range(3):
             lead = json.dumps({"recipientPhoneNumber": f"912345678{number}", "recipientData": {}})
@@ -165,7 +166,7 @@ def test_a_request_in_pieces_is_put_together(client):
         f"POST {LEADS} HTTP/1.1\r\nHost: x\r\nx-api-key: sandbox-key\r\nContent-Type: application/json\r\n"
         f"Expect: 100-continue\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode()
-    with socket.create_connection(("127.0.0.1", client.port), timeout=5) as wire:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=patience()) as wire:
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for at in range(0, len(head), 11):
             wire.sendall(head[at : at + 11])
@@ -176,7 +177,7 @@ def test_a_request_in_pieces_is_put_together(client):
 
 
 def test_what_is_not_http_is_answered_400(client):
-    with socket.create_connection(("127.0.0.1", client.port), timeout=5) as wire:
+    with socket.create_connection(("127.0.0.1", client.port), timeout=patience()) as wire:
         wire.sendall(b"hello\r\n\r\n")
         assert b"".join(iter(lambda: wire.recv(65536), b"")).startswith(b"HTTP/1.1 400 Bad Request")
 
@@ -203,10 +204,12 @@ def test_a_reset_is_a_reset(sandbox, client, fault, accepted):
     assert (entry["status"], entry["outcome"], entry["accepted"]) == (None, fault, accepted)
 
 
-@pytest.mark.parametrize(("stall_seconds", "error", "status"), [(0, TimeoutError, None), (0.05, None, 200)])
-def test_a_stalled_answer_comes_late_or_never(sandbox, client, stall_seconds, error, status):
+@pytest.mark.parametrize(
+    ("stall_seconds", "timeout_seconds", "error", "status"), [(0, 0.3, TimeoutError, None), (0.05, 60, None, 200)]
+)
+def test_a_stalled_answer_comes_late_or_never(sandbox, client, stall_seconds, timeout_seconds, error, status):
     client.control(faults={"stall": 1}, stall_seconds=stall_seconds)
-    client.timeout_seconds = 0.3
+    client.timeout_seconds = timeout_seconds
     answer = client.post()
     assert (answer.error, answer.status) == (error, status)
     entry = sandbox.journal()[-1]
@@ -231,7 +234,7 @@ def test_a_200_can_say_no(sandbox, client):
 
 
 def test_connections_are_refused_for_a_time_and_then_not(sandbox, client):
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", client.port, timeout=5)) as kept:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", client.port, timeout=patience())) as kept:
         kept.request("GET", "/_stats")
         kept.getresponse().read()
         before = sandbox.stats()["refusals"]
@@ -239,10 +242,7 @@ def test_connections_are_refused_for_a_time_and_then_not(sandbox, client):
         sandbox.wait(lambda counters: counters["refusals"] == before + 1 and counters["connections"] == 0)
         assert client.post().error is ConnectionRefusedError
         assert kept.sock.recv(1) == b"", "an idle connection outlived the listener"
-    deadline = time.monotonic() + 5
-    while (answer := client.post()).error is ConnectionRefusedError and time.monotonic() < deadline:
-        pass
-    assert answer.status in {200, 201}
+    until(lambda: client.post().status in {200, 201})
 
 
 def test_a_share_of_refusals_is_a_share_of_time(sandbox, client):
@@ -250,17 +250,14 @@ def test_a_share_of_refusals_is_a_share_of_time(sandbox, client):
     sandbox.change(faults={"refused": 0.5}, refuse_every_seconds=0.1)
     sandbox.wait(lambda counters: counters["refusals"] >= before + 3)
     sandbox.change(faults={})
-    deadline = time.monotonic() + 5
-    while (answer := client.post()).error and time.monotonic() < deadline:
-        pass
-    assert answer.status in {200, 201}
+    until(lambda: client.post().status in {200, 201})
 
 
 # Rate limits.
 
 
 def test_beyond_the_rate_leads_are_throttled_and_not_accepted(sandbox, client):
-    client.control(rate="5/m")
+    client.control(rate="5/h")
     before = sandbox.stats()
     answers = [client.post(str(9_500_000_000 + number)) for number in range(8)]
     after = sandbox.stats()
@@ -273,11 +270,13 @@ def test_beyond_the_rate_leads_are_throttled_and_not_accepted(sandbox, client):
 
 def test_retry_after_has_the_form_that_was_asked_for(client):
     client.control(rate="1/m")
+    started = time.time()
     client.post()
-    assert client.post().headers["Retry-After"] == "60"
+    seconds = int(client.post().headers["Retry-After"])
+    assert 60 - (time.time() - started) <= seconds <= 60
     client.control(retry_after="date")
     moment = parsedate_to_datetime(client.post().headers["Retry-After"])
-    assert 55 < moment.timestamp() - time.time() <= 61
+    assert started + 59 <= moment.timestamp() <= time.time() + 61
     client.control(retry_after="none")
     answer = client.post()
     assert (answer.status, answer.headers.get("Retry-After")) == (429, None)
@@ -291,9 +290,9 @@ def test_a_503_has_retry_after_half_of_the_time(client):
 
 
 def test_each_key_and_each_campaign_has_a_limit_of_its_own(client):
-    client.control(api_keys=["a", "b"], rate="2/m")
+    client.control(api_keys=["a", "b"], rate="2/h")
     keys = [client.post(headers=HEADERS | {"x-api-key": key}).status == 429 for key in "aaabbb"]
-    client.control(rate=None, campaign_rate="1/m")
+    client.control(rate=None, campaign_rate="1/h")
     both = [
         client.post(path=f"/api/campaigns/{name}/leads", headers=HEADERS | {"x-api-key": key}).status == 429
         for name, key in (("x", "a"), ("x", "b"), ("y", "a"))
@@ -305,12 +304,15 @@ def test_each_key_and_each_campaign_has_a_limit_of_its_own(client):
 def test_no_second_has_more_acceptances_than_the_rate():
     with run_in_thread(checked({"rate": "20/s"})) as sandbox, ThreadPoolExecutor(4) as threads:
         client = Client(sandbox.port)
-        deadline = time.monotonic() + 10
         statuses = Counter()
-        while statuses[200] + statuses[201] < 40 and time.monotonic() < deadline:
+
+        def throttled_in_two_seconds():
             statuses.update(threads.map(lambda phone: client.post(phone).status, ["9123456780", "9123456781"]))
+            return statuses[429] and statuses[200] + statuses[201] >= 40
+
+        until(throttled_in_two_seconds)
         counters = sandbox.stats()
-    assert counters["max_accepted_in_a_second"] == 20
+    assert counters["max_accepted_in_a_second"] <= 20
     assert counters["accepted"] == statuses[200] + statuses[201]
     assert counters["rejected"] == {"429": statuses[429]}
     assert set(statuses) <= {200, 201, 429}

@@ -14,6 +14,7 @@ import pytest
 from pipeline.sandbox.options import checked
 from pipeline.sandbox.server import run_in_thread
 from tests.integration.sandbox.conftest import HEADERS, LEADS, Client, calling, settled
+from tests.waiting import patience
 
 # Calls and webhooks.
 
@@ -183,7 +184,7 @@ def test_counters_add_up():
 def test_a_long_journal_is_read_whole():
     with (
         run_in_thread() as sandbox,
-        contextlib.closing(http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=5)) as connection,
+        contextlib.closing(http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=patience())) as connection,
     ):
         for number in range(2000):
             lead = {"recipientPhoneNumber": str(9_000_000_000 + number), "recipientData": {"note": "x" * 2000}}
@@ -210,7 +211,7 @@ def test_the_command_says_when_it_is_ready_keeps_its_journal_and_ends_on_a_signa
         finally:
             process.send_signal(signal.SIGINT)
             process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=patience())
     assert (process.returncode, out, err) == (0, "", "")
 
 
@@ -224,7 +225,7 @@ def test_the_command_says_when_it_is_ready_keeps_its_journal_and_ends_on_a_signa
 )
 def test_wrong_use_of_the_command_is_refused_with_a_sentence(arguments, message):
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.sandbox", *arguments], capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "pipeline.sandbox", *arguments], capture_output=True, text=True, timeout=patience()
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
@@ -234,7 +235,10 @@ def test_a_port_that_is_taken_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline.sandbox", "--port", str(port)], capture_output=True, text=True, timeout=30
+            [sys.executable, "-m", "pipeline.sandbox", "--port", str(port)],
+            capture_output=True,
+            text=True,
+            timeout=patience(),
         )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"Error: cannot listen on 127.0.0.1:{port}: Address already in use\n"

@@ -23,7 +23,7 @@ from pipeline.broker import (
     encode_events,
 )
 from tests.unit.broker.conftest import bodies, files_of, make_event
-from tests.waiting import until
+from tests.waiting import patience, until
 
 # The gate
 
@@ -136,7 +136,7 @@ def test_nothing_is_lost_and_nothing_waits_while_the_broker_comes_and_goes(
     switcher.start()
     with ThreadPoolExecutor(16) as pool:
         for future in [pool.submit(gate.submit, make_event(number)) for number in range(2000)]:
-            future.result(30)
+            future.result(patience())
     stop.set()
     switcher.join()
     until(lambda: spool.size()[0] == 0)

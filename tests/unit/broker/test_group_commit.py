@@ -20,7 +20,7 @@ from pipeline.broker import (
     encode_events,
 )
 from tests.unit.broker.conftest import RECEIVED, make_event
-from tests.waiting import until
+from tests.waiting import patience, until
 
 # The message of events
 
@@ -94,7 +94,7 @@ class Gated:
 
     def __call__(self, items: list[Any]) -> None:
         self.entered.release()
-        assert self.permits.acquire(timeout=20)
+        assert self.permits.acquire(timeout=patience())
         if self.error is not None:
             raise self.error
         self.groups.append(list(items))
@@ -117,11 +117,11 @@ def test_one_of_a_group_learns_how_long_each_of_it_waited(pool: ThreadPoolExecut
     commit: GroupCommit[int] = GroupCommit(publish)
     began = time.perf_counter()
     first = pool.submit(commit.submit, 0)
-    assert publish.entered.acquire(timeout=10)
+    assert publish.entered.acquire(timeout=patience())
     others = [pool.submit(commit.submit, number) for number in range(1, 6)]
     until(lambda: waiting(commit) == 5)
     publish.permits.release(2)
-    told = [list(one.result(10)) for one in (first, *others)]
+    told = [list(one.result(patience())) for one in (first, *others)]
     took = time.perf_counter() - began
 
     assert len(told[0]) == 1
@@ -133,19 +133,19 @@ def test_those_who_come_meanwhile_share_one_publish_in_order(pool: ThreadPoolExe
     publish = Gated()
     commit: GroupCommit[int] = GroupCommit(publish)
     first = pool.submit(commit.submit, 0)
-    assert publish.entered.acquire(timeout=10)
+    assert publish.entered.acquire(timeout=patience())
     others = []
     for number in range(1, 6):
         others.append(pool.submit(commit.submit, number))
         until(lambda number=number: waiting(commit) == number)
     assert not any(other.done() for other in others)
     publish.permits.release()
-    first.result(10)
-    assert publish.entered.acquire(timeout=10)
+    first.result(patience())
+    assert publish.entered.acquire(timeout=patience())
     assert not any(other.done() for other in others)
     publish.permits.release()
     for other in others:
-        other.result(10)
+        other.result(patience())
     assert publish.groups == [[0], [1, 2, 3, 4, 5]]
 
 
@@ -153,14 +153,14 @@ def test_full_groups_follow_each_other_in_order(pool: ThreadPoolExecutor) -> Non
     publish = Gated()
     commit: GroupCommit[int] = GroupCommit(publish, most=2)
     futures = [pool.submit(commit.submit, 0)]
-    assert publish.entered.acquire(timeout=10)
+    assert publish.entered.acquire(timeout=patience())
     for number in range(1, 8):
         futures.append(pool.submit(commit.submit, number))
         until(lambda number=number: waiting(commit) == 2 - number % 2)
     for _ in range(5):
         publish.permits.release()
     for future in futures:
-        future.result(10)
+        future.result(patience())
     assert publish.groups == [[0], [1, 2], [3, 4], [5, 6], [7]]
 
 
@@ -168,14 +168,14 @@ def test_a_group_is_bounded_in_size_and_an_item_that_is_larger_goes_alone(pool: 
     publish = Gated()
     commit: GroupCommit[str] = GroupCommit(publish, most_size=10, size_of=len)
     futures = [pool.submit(commit.submit, "first")]
-    assert publish.entered.acquire(timeout=10)
+    assert publish.entered.acquire(timeout=patience())
     for item in ("aaaa", "bbbb", "cccc", "d" * 50, "e"):
         futures.append(pool.submit(commit.submit, item))
         until(lambda item=item: commit._open is not None and item in commit._open.items)
     for _ in range(5):
         publish.permits.release()
     for future in futures:
-        future.result(10)
+        future.result(patience())
     assert publish.groups == [["first"], ["aaaa", "bbbb"], ["cccc"], ["d" * 50], ["e"]]
 
 
@@ -183,24 +183,24 @@ def test_a_failure_reaches_every_member_of_its_group_and_nobody_else(pool: Threa
     publish = Gated()
     commit: GroupCommit[int] = GroupCommit(publish)
     first = pool.submit(commit.submit, 0)
-    assert publish.entered.acquire(timeout=10)
+    assert publish.entered.acquire(timeout=patience())
     failing = [pool.submit(commit.submit, number) for number in range(1, 4)]
     until(lambda: waiting(commit) == 3)
     publish.permits.release()
-    first.result(10)
-    assert publish.entered.acquire(timeout=10)
+    first.result(patience())
+    assert publish.entered.acquire(timeout=patience())
     after = [pool.submit(commit.submit, number) for number in range(4, 6)]
     until(lambda: waiting(commit) == 2)
     publish.error = BrokerUnavailable("away")
     publish.permits.release()
     for future in failing:
         with pytest.raises(BrokerUnavailable, match="away"):
-            future.result(10)
-    assert publish.entered.acquire(timeout=10)
+            future.result(patience())
+    assert publish.entered.acquire(timeout=patience())
     publish.error = None
     publish.permits.release()
     for future in after:
-        future.result(10)
+        future.result(patience())
     assert publish.groups[0] == [0]
     assert sorted(publish.groups[1]) == [4, 5]
 
@@ -235,7 +235,7 @@ def test_no_wakeup_is_lost_and_nothing_is_published_twice_or_out_of_order(pool: 
             kept.append((thread, number))
         return kept
 
-    kept = [future.result(60) for future in [pool.submit(work, thread) for thread in range(64)]]
+    kept = [future.result(patience()) for future in [pool.submit(work, thread) for thread in range(64)]]
     assert sorted(published) == sorted(item for items in kept for item in items)
     for thread in range(64):  # what one thread said after another stays after it
         assert [item for item in published if item[0] == thread] == kept[thread]

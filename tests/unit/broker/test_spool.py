@@ -17,7 +17,7 @@ from pipeline.broker import (
     SpoolFull,
 )
 from tests.unit.broker.conftest import bodies, files_of, make_event
-from tests.waiting import until
+from tests.waiting import patience, until
 
 
 def test_a_spool_that_was_never_written_is_empty_and_creates_nothing(spool: Spool) -> None:
@@ -135,11 +135,11 @@ def test_drainers_side_by_side_drain_each_file_once(spool: Spool) -> None:
 
     def drain() -> int:
         own = Spool(spool._directory, max_bytes=1_000_000)
-        start.wait(10)
+        start.wait(patience())
         return sum(own.drain(lambda message: taken.extend(bodies(message))) for _ in range(3))
 
     with ThreadPoolExecutor(6) as pool:
-        drained = [future.result(30) for future in [pool.submit(drain) for _ in range(6)]]
+        drained = [future.result(patience()) for future in [pool.submit(drain) for _ in range(6)]]
     assert sum(drained) == 300
     assert sorted(taken) == sorted(make_event(number).body for number in range(300))
     assert spool.size() == (0, 0)
@@ -196,7 +196,7 @@ def test_a_full_spool_takes_events_again_soon_after_another_process_has_drained_
             return False
         return True
 
-    until(takes, seconds=5)
+    until(takes)
 
 
 def test_what_earlier_processes_left_counts_towards_the_bound(tmp_path: Path) -> None:
