@@ -87,7 +87,7 @@ class Outcome(StrEnum):
     """How one POST ended, decided by how far the request got (`pipeline.futwork`)."""
 
     ACCEPTED = "accepted"
-    """2xx: Futwork has the lead."""
+    """2xx, or a 409 that names the lead: Futwork has it."""
     REJECTED = "rejected"
     """Futwork refused this lead: 400, 409, 413, 422, another 4xx, or a 2xx whose JSON says so."""
     NOT_SENT = "not_sent"
@@ -95,7 +95,7 @@ class Outcome(StrEnum):
     THROTTLED = "throttled"
     """429: too fast; costs no attempt and stops the limiter for all workers."""
     BUSY = "busy"
-    """503: Futwork did not take it now."""
+    """421, 425 or 503: Futwork did not take it now."""
     FAILED = "failed"
     """500 or another 5xx that says the lead was not taken."""
     UNCERTAIN = "uncertain"

@@ -19,7 +19,7 @@ import orjson
 
 from pipeline.domain.lead import Answer, Claim, Outcome
 from pipeline.futwork.fields import DATA, PHONE, national_digits
-from pipeline.futwork.verdict import EXCERPT_CHARACTERS, excerpt_of, find_lead_id, judge, parse_retry_after
+from pipeline.futwork.verdict import EXCERPT_CHARACTERS, excerpt_of, find_lead_id, judge, parse_retry_after, unpack
 from pipeline.futwork.wire import Engine, Post, Reply
 from pipeline.observability import tracing
 from pipeline.settings import Settings, SettingsError
@@ -94,10 +94,13 @@ class Futwork:
 
     def _answer(self, reply: Reply) -> Answer:
         claim = reply.post.claim
-        if reply.status is None:
+        body = unpack(reply.body, reply.encoding) if reply.encoding else reply.body
+        if reply.status is None or (body is None and 200 <= reply.status < 300):  # what cannot be read might say no
             outcome = Outcome.UNCERTAIN if reply.touched else Outcome.NOT_SENT
-            return Answer(claim, outcome, reply.started_at, reply.duration, excerpt=reply.failure)
-        outcome, futwork_lead_id = judge(reply.status, reply.body)
+            why = reply.failure or "the answer could not be unpacked"
+            return Answer(claim, outcome, reply.started_at, reply.duration, excerpt=why)
+        body = body or b""
+        outcome, futwork_lead_id = judge(reply.status, body)
         if outcome is Outcome.ACCEPTED:
             return Answer(claim, outcome, reply.started_at, reply.duration, reply.status, futwork_lead_id)
         retry_after = parse_retry_after(reply.retry_after, now=datetime.now(UTC))
@@ -108,7 +111,7 @@ class Futwork:
             reply.duration,
             http_status=reply.status,
             futwork_lead_id=futwork_lead_id,
-            excerpt=f"HTTP {reply.status} {excerpt_of(reply.body, secret=reply.post.key)}".strip(),
+            excerpt=f"HTTP {reply.status} {excerpt_of(body, secret=reply.post.key)}".strip(),
             retry_after=None if retry_after is None else min(retry_after, self._retry_after_cap),
         )
 

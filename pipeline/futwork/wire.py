@@ -38,6 +38,7 @@ class Post:
             ("x-api-key", self.key),
             ("Content-Type", "application/json"),
             ("Accept", "application/json"),
+            ("Accept-Encoding", "identity"),
             ("User-Agent", "futwork-lead-pipeline"),
         ]
 
@@ -76,6 +77,9 @@ class Reply:
     """Whether a byte of the request may have left."""
     status: int | None = None
     body: bytes = b""
+    """As it came, up to its bound."""
+    encoding: str = ""
+    """Its `Content-Encoding`."""
     retry_after: str | None = None
     failure: str = ""
     """Why there is no status, in a few words, without addresses or headers."""

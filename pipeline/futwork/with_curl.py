@@ -35,6 +35,7 @@ from pipeline.futwork.wire import BODY_BYTES, IDLE_SECONDS, TOO_OLD, Post, Reply
 
 _READ, _WRITE = select.POLLIN, select.POLLOUT  # of epoll they are the same
 _WATCHED = {pycurl.POLL_IN: _READ, pycurl.POLL_OUT: _WRITE, pycurl.POLL_INOUT: _READ | _WRITE}
+_BLANK = (b"\r\n", b"\n")
 _STOP = 0  # what a write callback takes of a body past its bound, which ends the transfer
 
 _FAILURES = {
@@ -299,7 +300,6 @@ class _Transfer:
         handle.setopt(pycurl.FOLLOWLOCATION, 0)
         handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
         handle.setopt(pycurl.HTTP09_ALLOWED, 0)
-        handle.setopt(pycurl.ACCEPT_ENCODING, "identity")  # asks for none, and unpacks what comes all the same
         handle.setopt(pycurl.CAINFO, ca_file)
         handle.setopt(pycurl.MAXAGE_CONN, max(1, int(IDLE_SECONDS)))
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(connect_seconds * 1000)))
@@ -346,8 +346,8 @@ class _Transfer:
         status = int(self.handle.getinfo(pycurl.RESPONSE_CODE))
         too_long = code == pycurl.E_WRITE_ERROR and len(self._body) >= BODY_BYTES
         whole = code == 0 or too_long or not 200 <= status < 300  # the rest of a 2xx might have said no
-        head_ended = bool(self._lines) and self._lines[-1] in (b"\r\n", b"\n")
-        if whole and status >= 200 and head_ended:
+        head = self._head()
+        if whole and status >= 200 and head:
             return Reply(
                 self.post,
                 self._time.started_at,
@@ -355,7 +355,8 @@ class _Transfer:
                 touched=True,
                 status=status,
                 body=bytes(self._body),
-                retry_after=None if 200 <= status < 300 else self._retry_after(),
+                encoding=_field(head, b"content-encoding") or "",
+                retry_after=_field(head, b"retry-after"),
             )
         if self._too_old and not self._touched:
             return self._failed(TOO_OLD)
@@ -378,10 +379,23 @@ class _Transfer:
         self._body += data
         return len(data) if len(self._body) < BODY_BYTES else _STOP
 
-    def _retry_after(self) -> str | None:
-        found = None
+    def _head(self) -> list[bytes]:
+        """The lines of the answer's own head, none if it broke off; interim heads precede it, trailers follow it."""
+        head: list[bytes] = []
         for line in self._lines:
-            name, _, value = line.partition(b":")
-            if name.lower() == b"retry-after":
-                found = value.decode("latin-1").strip()
-        return found
+            head.append(line)
+            if line in _BLANK:
+                if head[0][8:10] != b" 1":
+                    return head if head[0][12:13].isspace() else []  # libcurl reads 2000 as 200
+                head = []
+        return []
+
+
+def _field(head: list[bytes], name: bytes) -> str | None:
+    """The last field of this name in a head, with the lines that it goes on over."""
+    text = b"".join(head)
+    if name not in text.lower():
+        return None
+    lines = text.replace(b"\r\n ", b" ").replace(b"\r\n\t", b" ").splitlines()
+    found = [value for key, _, value in (line.partition(b":") for line in lines) if key.strip().lower() == name]
+    return found[-1].decode("latin-1").strip() if found else None

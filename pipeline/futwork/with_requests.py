@@ -42,7 +42,6 @@ _FAILURES: dict[type[BaseException], str] = {  # the first that fits is reported
     BrokenPipeError: "the connection broke while sending",
     http.client.IncompleteRead: "the answer was cut short",
     http.client.HTTPException: "the answer was not HTTP",
-    urllib3_errors.DecodeError: "the answer could not be read",
     urllib3_errors.ProtocolError: "the answer was cut short",
 }
 
@@ -163,6 +162,7 @@ class _Exchange:
         self._touched = False
         self._status: int | None = None
         self._answer = bytearray()
+        self._encoding = ""
         self._retry_after: str | None = None
         self._lock = threading.Lock()  # a POST that was answered as unsent must send nothing afterwards
 
@@ -201,15 +201,17 @@ class _Exchange:
         if response.status_code < 200:
             raise _Failure(f"an interim answer ({response.status_code}), which this engine cannot pass over")
         self._retry_after = next(iter(head.getlist("Retry-After")[-1:]), None)
+        self._encoding = head.get("Content-Encoding", "")
         self._status = response.status_code
         while len(self._answer) < BODY_BYTES:
-            piece = response.raw.read1(BODY_BYTES, decode_content=True)  # one wait for the network at most
+            piece = response.raw.read1(BODY_BYTES, decode_content=False)  # one wait for the network at most
             self._answer += piece
             if not piece:
                 break
         bounded = "Content-Length" in head or "Transfer-Encoding" in head or self._status in _NO_BODY
-        if not self._answer and not bounded:
-            raise _Failure("the answer was cut short")  # the library takes a head that breaks off for a whole one
+        if not bounded and not self._answer.rstrip().endswith((b"}", b"]")):
+            # Of a head that breaks off, or is malformed, the library drops the rest without a word.
+            raise _Failure("the answer was cut short")
 
     def end(self, failure: str) -> Reply | None:
         """How it ended, for the first that asks."""
@@ -225,6 +227,7 @@ class _Exchange:
             self._touched,
             status=self._status if is_verdict else None,
             body=bytes(self._answer),
+            encoding=self._encoding,
             retry_after=self._retry_after,
             failure=failure,
         )

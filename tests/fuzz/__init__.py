@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -16,6 +17,8 @@ from pipeline.domain.phone import InvalidPhone, to_e164
 from pipeline.futwork import parse_retry_after
 from pipeline.futwork.fields import read_lead
 from pipeline.web.webhook import _fault_of
+from tests.corpus.vendor_answers import ANSWERS
+from tests.fuzz.vendor import raw_answer, vendor_answer
 
 NOW = datetime(2026, 5, 8, 12, 0, tzinfo=UTC)
 
@@ -63,8 +66,11 @@ def retry_after(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    one.__name__: one for one in (webhook, event, transcript, file_of_leads, phone, retry_after)
+    one.__name__: one for one in (webhook, event, transcript, file_of_leads, phone, retry_after, vendor_answer)
 }
+
+GRAMMARS: dict[str, Callable[[random.Random], bytes]] = {"vendor_answer": raw_answer}
+"""Targets whose inputs are made by a grammar, and mutated only now and then."""
 
 SEEDS: dict[str, list[bytes]] = {
     "webhook": [b'{"callSid": "a"}', b"[" * 50, b"NaN"],
@@ -82,6 +88,7 @@ SEEDS: dict[str, list[bytes]] = {
         b'[{"role": "user", "content": "a"}]',
     ],
     "file_of_leads": [b"phone,name\n9999789877,a\n", b'{"phone": "9999789877", "data": {}}\n', b'phone;"a\n;b"\n1;"2'],
+    "vendor_answer": [answer.raw for answer in ANSWERS],
     "retry_after": [b"120", b"Fri, 08 May 2026 12:00:10 GMT", b"-1", b"1e9"],
     "phone": [b"+91 99997 89877", b"0091-9999789877", b"9.99979E+09", "९९९९७८९८७७".encode()],
 }

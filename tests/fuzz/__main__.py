@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.fuzz import SEEDS, TARGETS
+from tests.fuzz import GRAMMARS, SEEDS, TARGETS
 
 _TOKENS = [
     b'"',
@@ -58,7 +58,8 @@ def main(seconds: float, seed: int) -> int:
         rng, ends, tried = random.Random(seed), time.monotonic() + seconds / len(TARGETS), 0
         slowest = 0.0
         while time.monotonic() < ends:
-            data = mutated(rng, rng.choice(SEEDS[name]))
+            grammar = GRAMMARS.get(name)
+            data = grammar(rng) if grammar and rng.random() < 0.7 else mutated(rng, rng.choice(SEEDS[name]))
             tried += 1
             began = time.process_time()
             try:

@@ -38,12 +38,12 @@ ID = "68ecc93cd9fbecbe9431a2a1"
     [
         (Outcome.ACCEPTED, [200, 201, 202, 204, 206, 299]),
         (Outcome.THROTTLED, [429]),
-        (Outcome.BUSY, [503]),
+        (Outcome.BUSY, [421, 425, 503]),
         (Outcome.FAILED, [500, 501, 505, 507, 511, 521, 522, 523, 529, 597]),
         (Outcome.UNCERTAIN, [408, 502, 504, 520, 524, 598, 599]),
         (Outcome.REFUSED_KEY, [401, 403]),
         (Outcome.REFUSED_CAMPAIGN, [404, 300, 301, 302, 303, 304, 307, 308, 399]),
-        (Outcome.REJECTED, [400, 402, 405, 406, 409, 410, 411, 413, 414, 415, 418, 422, 423, 431, 451, 499]),
+        (Outcome.REJECTED, [400, 402, 405, 406, 409, 410, 411, 413, 414, 415, 418, 422, 423, 424, 426, 431, 451, 499]),
         (Outcome.UNCERTAIN, [100, 101, 199, 600, 777, 999]),
     ],
 )
@@ -58,9 +58,9 @@ def test_every_status_lands_in_one_outcome():
         Outcome.REFUSED_CAMPAIGN: 101,  # 3xx and 404
         Outcome.REFUSED_KEY: 2,
         Outcome.THROTTLED: 1,
-        Outcome.BUSY: 1,
+        Outcome.BUSY: 3,  # 421, 425, 503
         Outcome.UNCERTAIN: 7,
-        Outcome.REJECTED: 100 - 5,  # without 401, 403, 404, 408, 429
+        Outcome.REJECTED: 100 - 7,  # without 401, 403, 404, 408, 421, 425, 429
         Outcome.FAILED: 100 - 7,  # without 502, 503, 504, 520, 524, 598, 599
     }
 
@@ -68,7 +68,8 @@ def test_every_status_lands_in_one_outcome():
 @quick
 @given(st.integers(0, 999), st.binary(max_size=200))
 def test_no_body_changes_what_an_error_status_means(status, body):
-    if not 200 <= status < 300:
+    """But that of a 409, which may carry the id of the lead that is there already."""
+    if not 200 <= status < 300 and status != 409:
         assert judge(status, body) == judge(status, b"")
 
 
@@ -110,6 +111,29 @@ def test_every_known_shape_of_an_acceptance_gives_its_id(shape):
         {"error": "no", "requestId": "r-1", "timestamp": "2026-05-08T20:25:23.674Z"},
         {"status": "error", "message": "no"},
         {"status": "FAILED"},
+        {"success": 0, "message": "no"},
+        {"success": "0"},
+        {"success": "No"},
+        {"success": "failed"},
+        {"Success": False},
+        {"is_success": False},
+        {"ok": False, "description": "no"},
+        {"ok": 0, "leadId": ID},
+        {"status": False, "message": "no"},
+        {"statusCode": 400, "message": "Invalid phone number"},
+        {"status": 400, "message": "Campaign inactive"},
+        {"status": "422", "message": "no"},
+        {"status": "404 Not Found"},
+        {"code": 401, "message": "Invalid API key"},
+        {"status_code": 500.0},
+        {"code": 400, "id": "request-1"},
+        {"data": {"success": False, "message": "duplicate"}},
+        {"success": True, "data": {"success": False, "message": "duplicate"}},
+        {"success": True, "data": {"accepted": 0, "rejected": 1}},
+        {"data": {"statusCode": 422}},
+        {"result": {"ok": "false"}},
+        {"result": {"error": "no"}},
+        {"result": "error", "message": "no"},
     ],
 )
 def test_a_200_that_says_no_is_a_rejection(payload):
@@ -128,10 +152,48 @@ def test_a_200_that_says_no_is_a_rejection(payload):
         ({"error": "scheduled for later", "leadId": ID}, ID),
         ({"status": "failed", "leadId": ID}, ID),  # a lead's status, not the answer's
         ({"status": "success", "data": {}}, None),
+        ({"success": 1}, None),
+        ({"success": "true", "error": "a warning"}, None),
+        ({"success": ""}, None),
+        ({"success": "later"}, None),
+        ({"error": "false", "message": "Lead created"}, None),
+        ({"error": 0, "code": 0}, None),
+        ({"status": 0}, None),
+        ({"code": 200, "status": 201, "message": "Lead created"}, None),
+        ({"code": 10000, "message": "taken"}, None),  # a number of the vendor's own
+        ({"code": "LEAD_CREATED"}, None),
+        ({"accepted": 1, "rejected": 0}, None),
+        ({"statusCode": 409, "leadId": ID}, ID),
+        ({"data": {"success": False, "leadId": ID}}, ID),
+        ({"data": {"status": "failed", "_id": ID}}, ID),
+        ({"success": True, "data": {"id": ID, "accepted": False}}, ID),
+        ({"lead": {"status": "failed"}}, None),
+        ({"created": False, "message": "it is there already"}, None),
+        ([{"success": False}], None),
     ],
 )
 def test_a_200_with_a_lead_or_without_an_error_is_an_acceptance(payload, id_):
     assert judge(200, orjson.dumps(payload)) == (Outcome.ACCEPTED, id_)
+
+
+@pytest.mark.parametrize(
+    ("payload", "id_"),
+    [
+        ({"message": "duplicate", "leadId": ID}, ID),
+        ({"success": False, "data": {"lead_id": "L-7"}}, "L-7"),
+        ({"error": "exists", "lead": {"id": "7"}}, "7"),
+        ({"error": "exists", "id": ID}, ID),
+    ],
+)
+def test_a_409_with_the_id_of_a_lead_is_an_acceptance(payload, id_):
+    assert judge(409, orjson.dumps(payload)) == (Outcome.ACCEPTED, id_)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b'{"id":"request-1"}', b'{"message":"duplicate"}', b'{"leadId":null}', b"[]"]
+)
+def test_a_409_without_one_is_a_rejection(body):
+    assert judge(409, body) == (Outcome.REJECTED, None)
 
 
 # Futwork's id
@@ -192,6 +254,13 @@ def test_an_id_is_taken_only_where_it_is_one(payload, expected):
         ("Fri May  8 12:01:30 2026", 90),
         ("Fri, 08 May 2026 11:59:00 GMT", 0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("2026-05-08T12:01:30Z", 90),
+        ("2026-05-08T17:31:30+05:30", 90),
+        ("2026-05-08 12:01:30", 90),
+        ("2026-05-08T11:00:00Z", 0),
+        (str(int(NOW.timestamp()) + 90), 90),
+        (str(int(NOW.timestamp() * 1000) + 90_000), 90),
+        (str(int(NOW.timestamp()) - 90), 0),
     ],
 )
 def test_retry_after_is_read_as_seconds_and_as_a_date(value, seconds):
