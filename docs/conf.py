@@ -4,14 +4,11 @@
 """
 
 import re
-import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-_about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+from pipeline import __version__
 
 project = "Futwork lead pipeline"
-release = version = _about["version"]
+release = version = __version__
 copyright = ""  # noqa: A001 - Sphinx' name
 show_authors = False
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.domain.lead import Lead
     from pipeline.producer import EnqueueFailed, EnqueueReport, Producer, RefusedRow, enqueue
 
+__version__ = "0.2.0"
+
 __all__ = ["EnqueueFailed", "EnqueueReport", "Lead", "Producer", "RefusedRow", "enqueue"]
 
 

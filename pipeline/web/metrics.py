@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib import metadata
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
@@ -20,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from pipeline import __version__
 from pipeline.coordination.counters import Reading
 from pipeline.observability import metrics as definitions
 from pipeline.observability.metrics import METRICS, OTHER, Metric
@@ -77,7 +77,7 @@ class _State(Collector):
                 if metric.source == "workers":
                     yield _counted(metric, found[metric.name])
         yield from _of_ledger(seen.ledger, self._mine.settings)
-        yield _gauge(definitions.BUILD, {(_version(),): 1})
+        yield _gauge(definitions.BUILD, {(__version__,): 1})
 
 
 @cache
@@ -192,11 +192,3 @@ def _gauge(metric: Metric, values: dict[tuple[str, ...], float]) -> GaugeMetricF
     for labels, value in values.items():
         family.add_metric(labels, value)
     return family
-
-
-@cache
-def _version() -> str:
-    try:
-        return metadata.version("futwork-lead-pipeline")
-    except metadata.PackageNotFoundError:
-        return "unknown"

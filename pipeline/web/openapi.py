@@ -7,13 +7,13 @@ status pages are HTML for people and not part of it.
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 import orjson
 from flask import Blueprint, Response
 from pydantic import TypeAdapter
 
+from pipeline import __version__
 from pipeline.domain.call.describe import Call
 from pipeline.domain.call.status import CallOutcome
 from pipeline.domain.lead import Lead, LeadState, Outcome
@@ -44,7 +44,7 @@ def describe() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Futwork lead pipeline",
-            "version": version("futwork-lead-pipeline"),
+            "version": __version__,
             "description": "Leads in, and what became of them; the webhook that Futwork reports its calls to.",
         },
         "paths": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import tomllib
 import uuid
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 import pytest
 from celery.app.defaults import DEFAULTS
 
+from pipeline import __version__
 from pipeline.cli import cli
 from pipeline.domain import campaign as campaign_rules
 from pipeline.domain.campaign import CampaignState, Hold, HoldKind
@@ -106,6 +108,17 @@ def test_the_namespace_and_the_examples_of_ids_are_right():
     for campaign, key, id_ in rows:
         assert lead_id(campaign.strip("`"), re.match("`([^`]+)`", key)[1]) == uuid.UUID(id_.strip("`"))
     assert len(rows) == 2
+
+
+# CHANGELOG.md
+
+
+def test_the_release_is_the_same_in_the_package_its_metadata_and_the_changelog():
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    newest = re.search(
+        r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert (about["version"], newest[1]) == (__version__, __version__)
 
 
 # All of them
