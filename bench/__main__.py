@@ -31,6 +31,7 @@ FIGURES = {
     "rate": "what the limit allows, and never more",
     "fairness": "ten leads behind a million",
     "csv_import": "the memory of a million rows",
+    "startup": "the time of `pipeline --help` and of `from pipeline import enqueue` in a new process",
 }
 
 
