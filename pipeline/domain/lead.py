@@ -150,7 +150,8 @@ class Lead(BaseModel):
     @field_validator("phone", mode="before")
     @classmethod
     def _phone_is_e164(cls, value: Any, info: ValidationInfo) -> Any:
-        return to_e164(value, info.context["region"]) if info.context else value
+        context = info.context
+        return to_e164(value, context["region"]) if context else value
 
     @field_validator("data")
     @classmethod

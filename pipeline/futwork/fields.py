@@ -26,7 +26,7 @@ def read_lead(row: object, *, region: str) -> Lead:
     The fields of the row have our names or Futwork's; the reasons use the names of the row. *region* (`IN`) is where a
     phone number without a country code belongs.
     """
-    if not isinstance(row, Mapping) or (PHONE not in row and DATA not in row):
+    if not isinstance(row, (dict, Mapping)) or (PHONE not in row and DATA not in row):  # of a dict Python knows at once
         return _read(row, region)
     ours = {name: our for name, our in _NAMES.items() if name in row and our not in row}
     try:
