@@ -1,6 +1,8 @@
 """Every environment variable of the pipeline, typed, with its unit in its name.
 
-`load_settings()` reads the environment and a `.env` file in the working directory. A wrong value raises
+`load_settings()` reads the environment and a `.env` file in the working directory; `load_producer_settings()` reads
+only what `enqueue` needs. Each variable may also be written with the prefix `FUTWORK_PIPELINE_`, for a program or a
+host where the plain name means something else. The prefixed one wins, wherever it stands. A wrong value raises
 `SettingsError`, whose message is one line that names the variable and says what it may hold.
 """
 
@@ -8,31 +10,35 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import pydantic_settings
 from dotenv import dotenv_values
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    GetCoreSchemaHandler,
-    PositiveInt,
-    SecretStr,
-    ValidationError,
-    model_validator,
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
 )
-from pydantic_core import CoreSchema, core_schema
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.addresses import read_address
 
 OnUncertain = Literal["hold", "resend", "drop"]
 
+PREFIX = "FUTWORK_PIPELINE_"
+
+_Settings = TypeVar("_Settings", bound="ProducerSettings")
+_VARIABLE = re.compile(r"\b[A-Z][A-Z_]+\b")
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*/\s*(s|sec|second|m|min|minute|h|hour)", re.IGNORECASE)
 _SECONDS_PER = {"s": 1, "m": 60, "h": 3600}
 _ACCOUNT_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -46,7 +52,13 @@ _TEN_YEARS_SECONDS = 10 * 365 * 24 * 3600  # longer is a slip of the keyboard, a
 
 
 class SettingsError(Exception):
-    """A setting is missing or wrong; the message is one line for the person who starts the process."""
+    """A setting is missing or wrong; the message is one line for the person who starts the process.
+
+    It names each variable as it is written in the environment or in `.env`: with the prefix or without.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_VARIABLE.sub(lambda name: _as_written(name[0]), message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +69,11 @@ class Rate:
     seconds: int
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str | Self) -> Self:
         """Read a rate such as `20/s`; raise `ValueError` with the accepted forms otherwise."""
-        match = _RATE.fullmatch(text.strip())
+        if isinstance(text, cls):
+            return text
+        match = _RATE.fullmatch(str(text).strip())
         if match is None or float(match[1]) <= 0:
             raise ValueError("must be a positive rate such as 20/s, 600/m or 5000/h")
         return cls(float(match[1]), _SECONDS_PER[match[2][0].lower()])
@@ -72,13 +86,6 @@ class Rate:
     def __str__(self) -> str:
         unit = next(name for name, seconds in _SECONDS_PER.items() if seconds == self.seconds)
         return f"{self.count:.6f}".rstrip("0").rstrip(".") + f"/{unit}"
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, _source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
-        def read(value: object) -> Rate:
-            return value if isinstance(value, Rate) else cls.parse(str(value))
-
-        return core_schema.no_info_plain_validator_function(read, serialization=core_schema.to_string_ser_schema())
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +128,10 @@ def _redis_address(value: str) -> str:
     return value
 
 
-def _url_like(pattern: re.Pattern[str], may_hold: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if value and not pattern.fullmatch(value):
-            raise ValueError(f"must be {may_hold}")
-        return value
-
-    return AfterValidator(check)
+def _database_address(value: str) -> str:
+    if value and not _DATABASE_URL.fullmatch(value):
+        raise ValueError("must be sqlite:///path or postgresql://user@host/name: processes share the ledger")
+    return value
 
 
 def _lower(value: object) -> object:
@@ -135,19 +139,15 @@ def _lower(value: object) -> object:
 
 
 Seconds = Annotated[float, Field(gt=0, le=_TEN_YEARS_SECONDS)]
-BrokerUrl = Annotated[  # URLs may hold a password, so no repr of the settings shows them
-    str, Field(repr=False), AfterValidator(_broker_address)
-]
+Allowed = Annotated[Rate, BeforeValidator(Rate.parse), NoDecode]
+# URLs may hold a password, so no repr of the settings shows them.
+BrokerUrl = Annotated[str, Field(repr=False), AfterValidator(_broker_address)]
 RedisUrl = Annotated[str, Field(repr=False), AfterValidator(_redis_address)]
-DatabaseUrl = Annotated[
-    str,
-    Field(repr=False),
-    _url_like(_DATABASE_URL, "sqlite:///path or postgresql://user@host/name: processes share the ledger"),
-]
+DatabaseUrl = Annotated[str, Field(repr=False), AfterValidator(_database_address)]
 
 
-class Settings(BaseSettings):
-    """The settings of one process; each field is the environment variable of the same name in capitals."""
+class ProducerSettings(BaseSettings):
+    """The settings that `enqueue` needs: a host application's other variables cannot break it."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -159,6 +159,33 @@ class Settings(BaseSettings):
         str_strip_whitespace=True,
     )
 
+    broker_url: BrokerUrl = ""
+    rabbitmq_queue_type: Annotated[Literal["classic", "quorum"], BeforeValidator(_lower)] = "classic"
+    default_region: Annotated[str, AfterValidator(_known_region)] = "IN"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not used
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Look for the prefixed name before the plain one, and for each in the environment before `.env`."""
+        file = getattr(dotenv_settings, "env_file", None)
+        return (
+            init_settings,
+            EnvSettingsSource(settings_cls, env_prefix=PREFIX),
+            DotEnvSettingsSource(settings_cls, env_file=file, env_prefix=PREFIX),
+            env_settings,
+            dotenv_settings,
+        )
+
+
+class Settings(ProducerSettings):
+    """The settings of one process; each field is the environment variable of the same name in capitals."""
+
     # Futwork
     futwork_api_key: SecretStr = SecretStr("")
     futwork_api_keys: SecretStr = SecretStr("")
@@ -168,9 +195,7 @@ class Settings(BaseSettings):
     connect_timeout_seconds: Seconds = 5.0
     read_timeout_seconds: Seconds = 30.0
 
-    # Where things live
-    broker_url: BrokerUrl = ""
-    rabbitmq_queue_type: Annotated[Literal["classic", "quorum"], BeforeValidator(_lower)] = "classic"
+    # Where things live, beside the broker
     redis_url: RedisUrl = ""
     database_url: DatabaseUrl = "sqlite:///var/pipeline.db"
     spool_dir: Path = Path("var/spool")
@@ -190,8 +215,8 @@ class Settings(BaseSettings):
     ops_proxies: Annotated[int, Field(ge=0, le=10)] = 0
 
     # How fast
-    account_rate: Annotated[Rate, NoDecode] = Rate(20, 1)
-    campaign_rate: Annotated[Rate, NoDecode] = Rate(20, 1)
+    account_rate: Allowed = Rate(20, 1)
+    campaign_rate: Allowed = Rate(20, 1)
     dispatch_concurrency: Annotated[int, Field(ge=1, le=256)] = 128
     dispatchers_per_campaign: Annotated[int, Field(ge=1, le=256)] = 4
     slice_seconds: Seconds = 5.0
@@ -209,8 +234,7 @@ class Settings(BaseSettings):
     probe_first_seconds: Seconds = 30.0
     probe_cap_seconds: Seconds = 600.0
 
-    # Leads and events
-    default_region: Annotated[str, AfterValidator(_known_region)] = "IN"
+    # Events
     reference_key: Annotated[str, Field(max_length=64)] = ""
 
     # Metrics
@@ -326,22 +350,51 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Read the settings of this process, or raise `SettingsError` with one line that says what to mend."""
+    """Read the settings of this process, or raise `SettingsError` with one line that says what to correct."""
+    return _load(Settings, overrides)
+
+
+def load_producer_settings(**overrides: object) -> ProducerSettings:
+    """Read what `enqueue` needs, or raise `SettingsError` with one line that says what to correct."""
+    return _load(ProducerSettings, overrides)
+
+
+def lend_to_libraries(start: str) -> None:
+    """Show libraries that read the environment themselves our variables whose names begin with *start*.
+
+    They find what `.env` holds, and what is written with our prefix, which wins.
+    """
+    variables = [(name.upper(), value) for name, value in _variables() if value]
+    for name, value in variables:
+        if name.startswith(start):
+            os.environ.setdefault(name, value)
+    for name, value in variables:
+        if name.startswith(PREFIX + start):
+            os.environ[name.removeprefix(PREFIX)] = value
+
+
+def _load(kind: type[_Settings], overrides: Mapping[str, object]) -> _Settings:
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
+        return kind(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(part) for part in error.errors(include_url=False))) from None
+        raise SettingsError("; ".join(map(_explain, error.errors(include_url=False)))) from None
     except pydantic_settings.SettingsError as error:
         raise SettingsError(" ".join(str(error).split())) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f".env cannot be read: it must be UTF-8 text ({type(error).__name__})") from None
 
 
-def lend_to_libraries(prefix: str) -> None:
-    """Let libraries that read the environment by themselves find what `.env` says under names that begin so."""
-    for name, value in dotenv_values(".env").items():
-        if name.startswith(prefix) and value:
-            os.environ.setdefault(name, value)
+def _as_written(name: str) -> str:
+    """The name of a variable with our prefix, if it is set under that name."""
+    prefixed = PREFIX + name
+    return prefixed if any(value and found.upper() == prefixed for found, value in _variables()) else name
+
+
+def _variables() -> Iterator[tuple[str, str | None]]:
+    """Every variable of `.env`, then every one of the environment."""
+    with suppress(OSError, UnicodeDecodeError):  # whoever loads the settings is told of it
+        yield from dotenv_values(".env").items()
+    yield from list(os.environ.items())
 
 
 def _parts(secret: SecretStr) -> list[str]:
@@ -354,8 +407,7 @@ def _header_safe(name: str, secret: str) -> str:
     return secret
 
 
-def _explain(error: object) -> str:
-    assert isinstance(error, dict)
-    name = "_".join(str(part) for part in error["loc"]).upper()
-    message = str(error["msg"]).removeprefix("Value error, ")
+def _explain(error: ErrorDetails) -> str:
+    name = "_".join(map(str, error["loc"])).upper()
+    message = error["msg"].removeprefix("Value error, ")
     return f"{name}: {message}" if name else message

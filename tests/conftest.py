@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from pipeline.devstack.embedded_valkey import embedded_broker
 from pipeline.domain.lead import Answer, Claim, Lead, Outcome, lead_id
 from pipeline.ledger import LeadFilter, Ledger, metadata
-from pipeline.settings import Settings
+from pipeline.settings import PREFIX, Settings
 from tests.waiting import measured_slowness, patience
 
 POSTGRES_URL = os.environ.get("TEST_DATABASE_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/test")
@@ -84,6 +84,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test reads this machine's settings: none of our variables, and no .env file."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.delenv(PREFIX + name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)
 
 

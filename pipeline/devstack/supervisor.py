@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
+from pipeline.settings import PREFIX
+
 ROOT = Path(__file__).parent.parent.parent
 """The folder that holds the package `pipeline`: a checkout, or site-packages."""
 
@@ -70,9 +72,8 @@ class Supervisor:
         paths = [str(ROOT), str(self._cwd), *filter(None, [os.environ.get("PYTHONPATH")])]
         ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         ours["PYTHONWARNINGS"] = os.environ.get("PYTHONWARNINGS") or _WARNINGS
-        prefixed = {f"FUTWORK_PIPELINE_{name}" for name in environment}  # these names would win over ours
-        inherited = {name: value for name, value in os.environ.items() if name not in prefixed}
-        self.environment = inherited | ours | dict(environment)
+        prefixed = {PREFIX + name: value for name, value in environment.items()}  # else others win
+        self.environment = os.environ | ours | dict(environment) | prefixed
         self._echo = echo
         self._hush = tuple(hush)
         self.parts: list[Part] = []

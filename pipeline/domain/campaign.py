@@ -10,9 +10,12 @@ import re
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from pipeline.domain.lead import Outcome
-from pipeline.settings import OnUncertain, Rate, Settings
+
+if TYPE_CHECKING:
+    from pipeline.settings import OnUncertain, Rate, Settings
 
 _CAMPAIGN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 

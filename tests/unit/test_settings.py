@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.settings import Rate, Settings, SettingsError, load_settings
+from pipeline.settings import (
+    PREFIX,
+    ProducerSettings,
+    Rate,
+    Settings,
+    SettingsError,
+    lend_to_libraries,
+    load_producer_settings,
+    load_settings,
+)
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 
@@ -73,6 +83,86 @@ def test_each_variable_is_read_from_the_environment(name: str, monkeypatch: pyte
     assert getattr(load_settings(), name.lower()) != value
     monkeypatch.setenv(name, f" {text} ")
     assert getattr(load_settings(), name.lower()) == value
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_each_variable_may_have_the_prefix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, value = RIGHT[name]
+    monkeypatch.setenv(PREFIX + name, f" {text} ")
+    assert getattr(load_settings(), name.lower()) == value
+
+
+@pytest.mark.parametrize(
+    ("environment", "file", "expected"),
+    [
+        ({PREFIX + "MAX_ATTEMPTS": "1", "MAX_ATTEMPTS": "2"}, "", 1),
+        ({PREFIX + "MAX_ATTEMPTS": "1"}, "FUTWORK_PIPELINE_MAX_ATTEMPTS=3\nMAX_ATTEMPTS=4\n", 1),
+        ({"MAX_ATTEMPTS": "2"}, "FUTWORK_PIPELINE_MAX_ATTEMPTS=3\nMAX_ATTEMPTS=4\n", 3),
+        ({"MAX_ATTEMPTS": "2"}, "MAX_ATTEMPTS=4\n", 2),
+        ({PREFIX + "MAX_ATTEMPTS": "", "MAX_ATTEMPTS": "2"}, "FUTWORK_PIPELINE_MAX_ATTEMPTS=\n", 2),
+        ({PREFIX + "MAX_ATTEMPTS": "1", "MAX_ATTEMPTS": "a host's own"}, "MAX_ATTEMPTS=its file's\n", 1),
+    ],
+)
+def test_the_prefixed_name_wins_wherever_it_stands(
+    environment: dict[str, str], file: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text(file)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().max_attempts == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({PREFIX + "MAX_ATTEMPTS": "many"}, "FUTWORK_PIPELINE_MAX_ATTEMPTS: Input should be a valid integer"),
+        ({PREFIX + "MAX_ATTEMPTS": "many", "MAX_ATTEMPTS": "5"}, "FUTWORK_PIPELINE_MAX_ATTEMPTS: "),
+        ({"MAX_ATTEMPTS": "many"}, "MAX_ATTEMPTS: Input should be a valid integer"),
+        ({PREFIX + "FUTWORK_API_KEY": "hunter2\u20b9"}, "FUTWORK_PIPELINE_FUTWORK_API_KEY must be printable ASCII"),
+        (
+            {PREFIX + "CLAIM_SECONDS": "9", "READ_TIMEOUT_SECONDS": "8"},
+            "FUTWORK_PIPELINE_CLAIM_SECONDS (9) must exceed CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS",
+        ),
+    ],
+)
+@pytest.mark.parametrize("where", ["environment", "file"])
+def test_an_error_names_the_variable_as_it_is_written(
+    written: dict[str, str], message: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in written.items() if where == "file"))
+    for name, value in written.items() if where == "environment" else ():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert str(caught.value).startswith(message)
+
+
+def test_a_producer_reads_only_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in {*RIGHT, *SECRETS} - {field.upper() for field in ProducerSettings.model_fields}:
+        monkeypatch.setenv(name, "what a host application means by it \u20b9")
+    monkeypatch.setenv("BROKER_URL", "amqp://host")
+    settings = load_producer_settings()
+    assert (settings.broker_url, settings.default_region) == ("amqp://host", "IN")
+    monkeypatch.setenv("DEFAULT_REGION", "what a host application means by it")
+    with pytest.raises(SettingsError, match=r"^DEFAULT_REGION: must be a two-letter region"):
+        load_producer_settings()
+
+
+def test_libraries_find_their_variables_and_a_prefixed_one_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("OTEL_A=file\nOTEL_B=file\nFUTWORK_PIPELINE_OTEL_C=file\nOTHER_D=file\n")
+    for name in "ABCE":
+        monkeypatch.setenv(f"OTEL_{name}", "environment")
+    for name in "AE":
+        monkeypatch.delenv(f"OTEL_{name}")
+    monkeypatch.setenv("FUTWORK_PIPELINE_OTEL_E", "environment")
+    monkeypatch.delenv("OTHER_D", raising=False)
+    lend_to_libraries("OTEL_")
+    assert {name: os.environ.get(f"OTEL_{name}") for name in "ABCE"} == {
+        "A": "file", "B": "environment", "C": "file", "E": "environment",
+    }  # fmt: skip
+    assert "OTHER_D" not in os.environ
 
 
 def test_secrets_are_read_and_stripped(monkeypatch: pytest.MonkeyPatch) -> None:

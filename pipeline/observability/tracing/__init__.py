@@ -21,9 +21,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.settings import Settings, SettingsError, lend_to_libraries
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 _NAME = "futwork-lead-pipeline"
 _QUIET = frozenset({"pipeline.sweep", "pipeline.tidy"})  # every few seconds, and nearly always without finding anything
@@ -53,6 +54,8 @@ def begin(settings: Settings, *, part: str) -> None:
     global _tracer, _provider  # noqa: PLW0603 - there is one of each in a process
     if not settings.otel_exporter_otlp_endpoint or _tracer is not None:
         return
+    from pipeline.settings import SettingsError, lend_to_libraries  # not before: `enqueue` needs no settings of traces
+
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
@@ -66,7 +69,7 @@ def begin(settings: Settings, *, part: str) -> None:
             "OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed: install the extra `otel`"
         ) from None
     lend_to_libraries("OTEL_")
-    os.environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", settings.otel_exporter_otlp_endpoint)
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = settings.otel_exporter_otlp_endpoint
     os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", _EXPORT_SECONDS)
     os.environ.setdefault("OTEL_SERVICE_NAME", _NAME)
     _provider = TracerProvider(resource=Resource.create({"pipeline.part": part}), sampler=PartsOfWork())
