@@ -42,7 +42,7 @@ def campaign() -> None:
 @campaign.command("list")
 @as_json
 def list_(*, as_json: bool) -> None:
-    """List every campaign with its state, its leads and its policies; one that is held says why.
+    """List every campaign with its state, leads and policies, and the reason if it is held.
 
     \b
     pipeline campaign list
@@ -56,7 +56,7 @@ def list_(*, as_json: bool) -> None:
         else:
             show_campaign(one, console(), policies=True)
     if not found and not as_json:
-        note("no campaign yet: the first lead creates one, or `pipeline campaign set ID`")
+        note("no campaign yet: the first lead creates one, and so does `pipeline campaign set ID`")
 
 
 def _policy_options(command: Callable[..., Any]) -> Callable[..., Any]:

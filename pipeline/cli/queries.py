@@ -87,7 +87,7 @@ def attention_lines(items: Sequence[Attention]) -> list[Text]:
 
 @click.command()
 @filter_options
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="At most so many.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000), help="The most leads to list.")
 @as_json
 def leads(*, which: LeadFilter, limit: int, as_json: bool) -> None:
     """List leads, newest first.
@@ -124,7 +124,7 @@ def leads(*, which: LeadFilter, limit: int, as_json: bool) -> None:
 
 @click.command()
 @click.argument("lead", callback=not_empty)
-@click.option("--campaign", callback=not_empty, help="The campaign, if leads of several fit.")
+@click.option("--campaign", callback=not_empty, help="Only leads of this campaign.")
 @as_json
 def show(lead: str, *, campaign: str | None, as_json: bool) -> None:
     """One lead's whole story: accepted, every POST, every event, what operators did, the call with its transcript.
@@ -150,7 +150,7 @@ def show(lead: str, *, campaign: str | None, as_json: bool) -> None:
 
 
 def show_status(report: dict[str, Any], out: Console) -> None:
-    """Print a status report for a person."""
+    """Print a status report."""
     total = sum(report["leads"].values())
     matches = total == report["accepted"]
     verdict = "matches the states below" if matches else f"but the states below contain {total:,}"
@@ -227,7 +227,7 @@ def _show_call(call: dict[str, Any], out: Console) -> None:
     if details.get("summary"):
         out.print(Text(f"    summary: {one_line(details['summary'])}"))
     if call["callback_at"]:
-        out.print(f"    asked to be called at {time_of(call['callback_at'])}")
+        out.print(f"    callback requested for {time_of(call['callback_at'])}")
     turns = Table.grid(padding=(0, 2))
     turns.add_column(justify="right", no_wrap=True, min_width=10)
     turns.add_column(overflow="fold")
@@ -244,5 +244,5 @@ def time_of(moment: datetime) -> str:
 
 
 def one_line(text: object) -> str:
-    """A stranger's text on one line."""
+    """Foreign text on one line."""
     return " ".join(printable(text).split())

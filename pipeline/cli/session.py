@@ -72,8 +72,8 @@ def settings_beside_up() -> Settings:
 def private_broker(*, alone: bool = False) -> Iterator[str]:
     """The URL of the private broker under ./var: the one that runs, or one that ends with this block.
 
-    Two servers over one folder would spoil each other's file, so whoever starts one holds a lock. With *alone* it is
-    an error that another command runs it, because the broker would end with that command.
+    Two servers over one folder would damage each other's file, so the process that starts one holds a lock. With
+    *alone* it is an error if another command runs it, because the broker would end with that command.
     """
     folder = VAR / "valkey"
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def private_broker(*, alone: bool = False) -> Iterator[str]:
             except BlockingIOError:
                 if alone:
                     raise Refused(
-                        f"another pipeline command runs the private broker in {folder.resolve()}: end it first,"
+                        f"another pipeline command runs the private broker in {folder.resolve()}: stop it first,"
                         " or wait until it has ended"
                     ) from None
                 url = running_broker(folder)
@@ -103,7 +103,7 @@ def private_broker(*, alone: bool = False) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _own_broker(folder: Path) -> Iterator[str]:
-    """The broker of whoever holds the lock. One that runs all the same outlived a killed command, and is adopted."""
+    """The broker of the process that holds the lock. One that runs already outlived a killed command, and is used."""
     orphan = running_broker(folder)
     if orphan is None:
         with embedded_broker(folder) as url:
@@ -166,7 +166,7 @@ def sqlite_file(url: str) -> Path | None:
 
 
 def now() -> datetime:
-    """The time that a command acts at."""
+    """The time of a command."""
     return datetime.now(UTC)
 
 
@@ -182,7 +182,7 @@ def operator() -> Actor:
 
 
 def note(text: str) -> None:
-    """Say something to the person, beside the data."""
+    """Print something for the person to stderr, beside the data."""
     click.echo(text, err=True)
 
 
@@ -203,13 +203,13 @@ def console(*, stderr: bool = False) -> Console:
 
 
 class _Trimmed:
-    """A stream without the blanks that a table puts at the ends of its lines."""
+    """A stream that removes the blanks at the ends of a table's lines."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write the text without them."""
+        """Write the text without those blanks."""
         self._stream.write(_BLANKS_AT_END.sub("\n", text))
         return len(text)
 
@@ -218,7 +218,7 @@ class _Trimmed:
 
 
 def printable(text: object) -> str:
-    """Text of a stranger's as it may be shown: nothing in it moves the cursor, colours or turns the line around."""
+    """Foreign text without control characters: none moves the cursor, sets a colour or reverses the line."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", str(text))
 
 
@@ -245,7 +245,7 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--unchanged-for",
             metavar="SECONDS",
             type=click.FloatRange(0, 10 * 365 * 24 * 3600, min_open=True),
-            help="In their state for at least so long.",
+            help="In their state for at least this long.",
         ),
     ]
 
@@ -282,9 +282,9 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def not_empty(_context: Any, _parameter: Any, value: str | None) -> str | None:
-    """Refuse an empty value: it is a variable that was not set in a script, and would widen what is meant."""
+    """Refuse an empty value: usually a variable that a script did not set, and it would match more than meant."""
     if value is not None and not value.strip():
-        raise click.BadParameter("is empty; leave the option out if it is not meant")
+        raise click.BadParameter("is empty; leave the option out if you do not need it")
     return value
 
 

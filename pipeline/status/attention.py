@@ -149,11 +149,11 @@ def of_ledger(overview: Mapping[str, Any]) -> Iterator[Attention]:
         yield from _of_campaign(campaign)
     if n := overview["quarantined"]:
         title = f"{count(n, 'message is', 'messages are')} in quarantine"
-        text = "They could not be read; the originals are stored."
+        text = "Not readable; the original is stored. Replay after a fix."
         yield Attention("quarantine", "check", title, text, "pipeline events list")
     if n := overview["orphans"]:
         title = f"{count(n, 'call has', 'calls have')} no lead"
-        yield Attention("orphans", "info", title, "They are checked again every 15 seconds.", "pipeline events orphans")
+        yield Attention("orphans", "info", title, "Checked again every 15 seconds.", "pipeline events orphans")
 
 
 def _of_campaign(one: Mapping[str, Any]) -> Iterator[Attention]:

@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> Flask:
 
 
 def keep_heartbeat(app: Flask) -> None:
-    """Note from now on that this host serves; all its processes share one sign. Does nothing without a Redis."""
+    """Send heartbeats for this host; all its processes share one. Does nothing without a Redis."""
     settings: Settings = app.config["PIPELINE"]
     try:
         url = settings.limiter_url

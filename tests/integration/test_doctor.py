@@ -237,7 +237,7 @@ FAULTS: dict[str, tuple[Callable[[Installation], object], set[tuple[str, str]], 
     "a full spool": (lambda here: spool_with(here, "1.events", 10**6), {("spool", "fail")}, "full"),
     "events that wait": (lambda here: spool_with(here, "1.events"), {("spool", "warn")}, "1 files wait"),
     "a damaged file": (lambda here: spool_with(here, "1.damaged"), {("spool", "warn")}, "damaged"),
-    "a disk too small": (setting(spool_max_bytes=10**17), {("disk", "warn")}, "make room"),
+    "a disk too small": (setting(spool_max_bytes=10**17), {("disk", "warn")}, "free some space"),
 }  # fmt: skip
 
 

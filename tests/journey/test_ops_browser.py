@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from pipeline.broker import WebEvent
-from pipeline.coordination.heartbeats import HeartbeatSender
+from pipeline.coordination.connection import connect
+from pipeline.coordination.heartbeats import Heartbeats, HeartbeatSender
 from pipeline.devstack.embedded_valkey import free_port
 from pipeline.domain.campaign import Campaign, Hold, HoldKind
 from pipeline.domain.lead import Answer, LeadState, Outcome, Settlement
@@ -82,12 +83,15 @@ def site(ledger: Ledger, valkey_url: str, valkey: Any, tmp_path: Path) -> Iterat
 
 
 def _note_parts(url: str, over: threading.Event) -> None:
-    """Two workers and a beat say that they live, until it is over."""
+    """Send the heartbeats of two workers, a beat and a web process until the test is over."""
     parts = [
         HeartbeatSender(url, "worker", "intake@host", ("intake", "events", "upkeep")),
         HeartbeatSender(url, "worker", "dispatch@host", ("dispatch",)),
         HeartbeatSender(url, "beat", "beat@host"),
+        HeartbeatSender(url, "web", "web@host"),
     ]
+    with connect(url) as client:
+        Heartbeats(client).ran("sweep")
     while not over.is_set():
         for part in parts:
             part.note()
@@ -229,14 +233,14 @@ def test_an_operator_at_work(open_page: Callable[..., Page], ledger: Ledger) -> 
     window.check("sign-in")
     window.sign_in()
     page = window.page
-    assert "stands still" in page.get_by_role("heading", level=1).inner_text()
+    assert "1 campaign is stopped" in page.get_by_role("heading", level=1).inner_text()
     assert page.get_by_text("place is required").is_visible()  # why it stopped, without a click
     window.check("overview")
     page.get_by_role("button", name=f"Resume campaign {HELD}").click()  # and released with one
-    page.get_by_role("status").get_by_text("is active again").wait_for()
+    page.get_by_role("status").get_by_text("is active").wait_for()
     assert ledger.campaigns.get(HELD).state == "active"
 
-    page.get_by_label("Find a lead by phone number, id or key").fill("099997-89877")
+    page.get_by_label("Find a lead by phone number").fill("099997-89877")
     page.keyboard.press("Enter")
     page.get_by_role("heading", name=NUMBER).wait_for()
     assert NUMBER[3:] not in page.url
@@ -246,10 +250,10 @@ def test_an_operator_at_work(open_page: Callable[..., Page], ledger: Ledger) -> 
     window.check("lead")
 
     page.get_by_role("link", name=CAMPAIGN).click()
-    page.get_by_label("Why is it paused?").fill("wrong script")
+    page.get_by_label("Reason, for those who read it later").fill("wrong script")
     window.check("campaign")
     page.get_by_role("button", name="Pause", exact=True).click()
-    page.get_by_role("heading", name="It is paused by an operator").wait_for()
+    page.get_by_role("heading", name="Paused by an operator").wait_for()
     assert ledger.campaigns.get(CAMPAIGN).state == "paused"
 
     before = ledger.reports.overview(now=datetime.now(UTC))["leads"]
@@ -305,7 +309,7 @@ def test_the_pages_on_a_phone_in_the_dark_by_keyboard_and_without_a_script(
     plain = open_page(java_script_enabled=False)
     plain.sign_in()
     plain.page.get_by_role("button", name=f"Resume campaign {HELD}").click()
-    plain.page.get_by_text("is active again").wait_for()
+    plain.page.get_by_role("status").get_by_text("is active").wait_for()
     assert ledger.campaigns.get(HELD).state == "active"
 
 
@@ -329,7 +333,7 @@ def test_what_changes_is_refreshed_in_its_place(open_page: Callable[..., Page], 
     ledger.campaigns.resume(CAMPAIGN)
     page.clock.run_for(60_000)
     assert page.get_by_text("somebody else did").is_visible()
-    page.get_by_role("button", name="Go on refreshing").click()
+    page.get_by_role("button", name="Resume refreshing").click()
     page.get_by_text("somebody else did").wait_for(state="hidden")
     window.check()
 

@@ -1,4 +1,4 @@
-"""What the doctor looks at on this host: settings that fit together, versions, secrets, the spool, the disk."""
+"""What the doctor checks on this host: settings that fit together, versions, secrets, the spool, the disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.cli.session import sqlite_file
 from pipeline.settings import Settings
 
 TESTED = {"celery": ">=5.7,<5.8", "kombu": ">=5.7,<5.8", "redis": ">=6,<9", "sqlalchemy": ">=2.0.40,<3"}
-"""The versions that the suite runs on; redelivery, shutdown and reconnecting were observed on these."""
+"""The versions that the tests ran on; redelivery, shutdown and reconnecting were observed on these."""
 
 _GRACE_SECONDS = 55  # that docker-compose.yml gives a worker to end, less a moment
 _SOON_SECONDS = 600  # evidence of a call usually comes within minutes
@@ -24,12 +24,12 @@ _WARN_BYTES, _FAIL_BYTES = 1024**3, 64 * 1024**2
 
 
 def limits(settings: Settings) -> Finding:
-    """Rates and times that are each right and make no sense together."""
+    """Rates and times that are valid one by one, but make no sense together."""
     odd = []
     if settings.campaign_rate.per_second > settings.account_rate.per_second:
         odd.append(
             f"CAMPAIGN_RATE ({settings.campaign_rate}) is above ACCOUNT_RATE ({settings.account_rate}), which holds for"
-            " all campaigns together: no campaign gets there"
+            " all campaigns together: no campaign reaches its rate"
         )
     longest = settings.longest_post.total_seconds()
     if longest > _GRACE_SECONDS:
@@ -40,22 +40,22 @@ def limits(settings: Settings) -> Finding:
     if settings.on_uncertain == "resend" and settings.uncertain_after_seconds < _SOON_SECONDS:
         odd.append(
             f"ON_UNCERTAIN=resend after UNCERTAIN_AFTER_SECONDS={settings.uncertain_after_seconds:g} leaves no time for"
-            " a call's event to come: people will be called twice; allow 600 or more"
+            " a call's event to arrive: people will be called twice; allow 600 or more"
         )
     if settings.backoff_base_seconds > settings.backoff_cap_seconds:
-        odd.append("BACKOFF_BASE_SECONDS is above BACKOFF_CAP_SECONDS: every wait is the cap")
+        odd.append("BACKOFF_BASE_SECONDS is above BACKOFF_CAP_SECONDS: every wait is as long as the cap")
     if settings.probe_first_seconds > settings.probe_cap_seconds:
         odd.append("PROBE_FIRST_SECONDS is above PROBE_CAP_SECONDS: every probe waits for the cap")
     if settings.lead_max_age_seconds < settings.backoff_cap_seconds:
         odd.append("LEAD_MAX_AGE_SECONDS is below BACKOFF_CAP_SECONDS: leads expire while they wait for a retry")
     if settings.sweep_seconds > 30:
-        odd.append(f"SWEEP_SECONDS={settings.sweep_seconds:g}: retries and probes are up to so late; 2 costs little")
+        odd.append(f"SWEEP_SECONDS={settings.sweep_seconds:g}: retries and probes may be that late; 2 costs little")
     rates = f"{settings.account_rate} an account, {settings.campaign_rate} a campaign"
     return Finding("limits", "warn" if odd else "ok", "; ".join(odd) or f"rates and times fit together: {rates}")
 
 
 def versions() -> Finding:
-    """Whether the libraries are those that the suite runs on."""
+    """Whether the libraries are those that the tests ran on."""
     found = {name: metadata.version(name) for name in TESTED}
     odd = [
         f"{name} {found[name]} (tested: {tested})"
@@ -68,7 +68,7 @@ def versions() -> Finding:
 
 
 def secrets(settings: Settings) -> Iterator[Finding]:
-    """Whether each secret is there; never what it is."""
+    """Whether each secret is set; its value is never shown."""
     accounts = settings.api_keys()
     if accounts:
         yield Finding("key", "ok", f"an API key for each of: {', '.join(accounts)} (--check-key asks Futwork)")
@@ -85,41 +85,41 @@ def secrets(settings: Settings) -> Iterator[Finding]:
 
 
 def spool(settings: Settings) -> Finding:
-    """Whether events could be spooled, and whether some are."""
+    """Whether events can be stored in the spool, and whether some wait there."""
     folder = settings.spool_dir
-    lost = "events have nowhere to go while the broker is away"
+    lost = "events cannot be kept while the broker is away"
     why = _cannot_write(folder)
     if why:
-        return Finding("spool", "fail", f"{folder} cannot be written ({why}): {lost}; correct SPOOL_DIR or its rights")
+        return Finding(
+            "spool", "fail", f"{folder} cannot be written ({why}): {lost}; correct SPOOL_DIR or its permissions"
+        )
     waiting = sum(one.stat().st_size for one in folder.glob("*.events")) if folder.is_dir() else 0
     files = len(list(folder.glob("*.events"))) if folder.is_dir() else 0
     damaged = len(list(folder.glob("*.damaged"))) if folder.is_dir() else 0
     most = settings.spool_max_bytes
     if waiting >= most:
         return Finding(
-            "spool", "fail", f"{folder} is full ({waiting:,} of {most:,} bytes): {lost}; mend the broker first"
+            "spool", "fail", f"{folder} is full ({waiting:,} of {most:,} bytes): {lost}; repair the broker first"
         )
     if waiting >= 0.8 * most:
-        return Finding("spool", "warn", f"{folder} is nearly full ({waiting:,} of {most:,} bytes); mend the broker")
+        return Finding("spool", "warn", f"{folder} is nearly full ({waiting:,} of {most:,} bytes); repair the broker")
     if damaged:
-        return Finding("spool", "warn", f"{damaged} damaged files in {folder} want a look; see docs/operations.md")
+        return Finding("spool", "warn", f"{damaged} damaged files in {folder} need attention; see docs/operations.md")
     if files:
-        return Finding(
-            "spool", "warn", f"{files} files wait in {folder}: is the broker there, and a web process or beat?"
-        )
+        return Finding("spool", "warn", f"{files} files wait in {folder}: do the broker and a web process or beat run?")
     return Finding("spool", "ok", f"{folder} can be written and is empty")
 
 
 def _cannot_write(folder: Path) -> str:
-    """Why no file can be written there, or nothing; a folder that is not there yet is not made."""
+    """Why no file can be written there, or nothing; a folder that does not exist yet is not created."""
     nearest = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     if not nearest.is_dir():
-        return f"{nearest} is no folder"
+        return f"{nearest} is not a folder"
     if nearest != folder:
-        return "" if os.access(nearest, os.W_OK) else f"{nearest} allows no new folder"
+        return "" if os.access(nearest, os.W_OK) else f"no folder can be created in {nearest}"
     draft = folder / f"{uuid.uuid4().hex}.doctor"
     try:
-        draft.write_bytes(b"is there room?")  # rights alone say nothing to root, nor on a file system that is read-only
+        draft.write_bytes(b"is there room?")  # permissions alone prove nothing to root, nor on a read-only file system
         draft.unlink()
     except OSError as error:
         return error.strerror or type(error).__name__
@@ -127,7 +127,7 @@ def _cannot_write(folder: Path) -> str:
 
 
 def disk(settings: Settings) -> Finding:
-    """Whether there is room where this host keeps things: the spool, and an SQLite ledger."""
+    """Whether this host's disks have room for the spool, and for an SQLite ledger."""
     places = {"the spool": settings.spool_dir}
     if (file := sqlite_file(settings.database_url)) is not None:
         places["the ledger"] = file
@@ -138,7 +138,7 @@ def disk(settings: Settings) -> Finding:
         wanted = settings.spool_max_bytes if what == "the spool" else _WARN_BYTES
         if free < wanted:
             worst = max(worst, 2 if free < _FAIL_BYTES else 1)
-            short.append(f"{free // 1024**2:,} MiB are free for {what} in {nearest}, {wanted // 1024**2:,} are wanted")
+            short.append(f"{free // 1024**2:,} MiB are free for {what} in {nearest}, {wanted // 1024**2:,} are needed")
     if short:
-        return Finding("disk", "fail" if worst == 2 else "warn", f"{'; '.join(short)}: make room")
+        return Finding("disk", "fail" if worst == 2 else "warn", f"{'; '.join(short)}: free some space")
     return Finding("disk", "ok", f"there is room for {' and '.join(places)}")

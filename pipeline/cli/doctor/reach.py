@@ -1,4 +1,4 @@
-"""What the doctor sees of the way out to Futwork, and of the way in to our webhook."""
+"""What the doctor checks of the way out to Futwork, and of the way in to our webhook."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ _SECONDS = 5.0
 
 
 def futwork(settings: Settings) -> Finding:
-    """Whether a connection to Futwork's host comes about; nothing is sent over it."""
+    """Whether a connection to Futwork's host can be opened; nothing is sent over it."""
     from pipeline.futwork.probe import Unreachable, reach
 
     try:
         reach(settings)
     except Unreachable as error:
         return Finding("futwork", "fail", f"{error}: nothing can be sent; check FUTWORK_BASE_URL and the firewall")
-    return Finding("futwork", "ok", f"{urlsplit(settings.futwork_base_url).hostname} takes connections from this host")
+    return Finding(
+        "futwork", "ok", f"{urlsplit(settings.futwork_base_url).hostname} accepts connections from this host"
+    )
 
 
 def keys(settings: Settings) -> Iterator[Finding]:
-    """Whether Futwork turns a request away for its key; what that proves is told with it."""
+    """Whether Futwork refuses a request because of its key, and what its answer proves."""
     from pipeline.futwork.probe import try_key
 
     for account in settings.api_keys():
@@ -36,12 +38,12 @@ def keys(settings: Settings) -> Iterator[Finding]:
             yield Finding("key check", "fail", text)
         elif tried.verdict == "not refused":
             text = (
-                f"an empty lead for a campaign that cannot exist was not turned away for the key of {account}"
-                f" ({tried.text}); Futwork may look at the key last, so this is a good sign and no proof"
+                f"an empty lead for a campaign that cannot exist was not refused for the key of {account}"
+                f" ({tried.text}); Futwork may check the key last, so this is a good sign and no proof"
             )
             yield Finding("key check", "ok", text)
         else:
-            yield Finding("key check", "warn", f"says nothing about the key of {account}: {tried.text}")
+            yield Finding("key check", "warn", f"the answer proves nothing about the key of {account}: {tried.text}")
 
 
 def webhook(settings: Settings, url: str) -> Finding:
@@ -52,7 +54,7 @@ def webhook(settings: Settings, url: str) -> Finding:
     where = urlsplit(url)
     path = where.path.rstrip("/")
     if any(path.endswith(f"/{token}") for token in settings.webhook_tokens()):
-        path = path.rpartition("/")[0]  # the token has no place in the probe
+        path = path.rpartition("/")[0]  # the probe must not contain the token
     shown = f"{where.scheme}://{where.netloc.rpartition('@')[2]}"
     root = path.removesuffix("/webhooks/futwork")
     try:
@@ -70,7 +72,7 @@ def webhook(settings: Settings, url: str) -> Finding:
     if status == 401 and b"webhook token" in body:
         return Finding("webhook-url", "ok", f"{shown}{path} leads to our webhook, which refuses a wrong token")
     if 200 <= status < 300:
-        text = f"{shown}{path} answers HTTP {status} to a wrong token: it is not our webhook that answers there"
+        text = f"{shown}{path} answers HTTP {status} to a wrong token: what answers there is not our webhook"
         return Finding("webhook-url", "fail", text)
     text = f"{shown}{path} answers HTTP {status} where our webhook says 401: check the path and the proxy's rules"
     return Finding("webhook-url", "fail", text)
@@ -87,9 +89,7 @@ def status_pages(url: str) -> Finding:
         return Finding("ops-url", "warn", f"{shown}{path} cannot be reached from here ({type(error).__name__})")
     if status == 200 and b"password" in body.lower():
         return Finding("ops-url", "ok", f"{shown}{path} asks for a password")
-    text = (
-        f"{shown}{path} answers HTTP {status}: the proxy keeps the status pages to itself, if that is not meant mend it"
-    )
+    text = f"{shown}{path} answers HTTP {status}: if the status pages should be reachable there, correct the proxy"
     return Finding("ops-url", "warn", text)
 
 

@@ -21,7 +21,7 @@ _FAULTS = ("totals_differ", "held_refused_key", "held_no_key")
 
 
 def broker(settings: Settings, seen: Snapshot) -> Iterator[Finding]:
-    """Whether it answers, keeps what it takes, and never evicts."""
+    """Whether it answers, stores what it accepts, and never evicts."""
     if seen.broker.value is None:
         yield Finding("broker", "fail", f"{seen.broker.why}: check BROKER_URL and that it runs")
         return
@@ -92,7 +92,7 @@ def limit(settings: Settings) -> Iterator[Finding]:
 
 
 def ledger(settings: Settings, clock: Callable[[], datetime]) -> Iterator[Finding]:
-    """Whether it answers, has every table and index, writes with care, and agrees about the time."""
+    """Whether it answers, has every table and index, syncs what it writes, and has the right time."""
     file = sqlite_file(settings.database_url)
     if file is not None and not file.exists():  # a check must not create it
         yield Finding("ledger", "fail", f"there is no ledger at {file} yet: run `pipeline migrate`")
@@ -149,7 +149,7 @@ def _contents(found: Ledger) -> Iterator[Finding]:
 
 
 def _clocks(settings: Settings, found: Ledger | None, clock: Callable[[], datetime]) -> Iterator[Finding]:
-    """This host's clock against that of Redis and of the database; half of a question's time is the error."""
+    """This host's clock against those of Redis and the database; the error is half of the time that an answer takes."""
     off: dict[str, float] = {}
     if found is not None and not found.database.is_sqlite:
         off["the database's"] = _offset(found.health.clock, clock)

@@ -131,7 +131,7 @@ class _Snapshots:
 
 @contextlib.contextmanager
 def _single_keys() -> Iterator[Any]:
-    """A function that waits for a key for some seconds and returns it, or nothing; without a keyboard it only waits."""
+    """A function that waits some seconds for a key and returns it, or nothing; without a keyboard it only waits."""
     if not sys.stdin.isatty():
 
         def wait(seconds: float) -> str:

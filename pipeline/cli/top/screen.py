@@ -133,7 +133,7 @@ def _rate(seen: Snapshot, overview: dict[str, Any], settings: Settings) -> Text:
 
 
 def _bars(overview: dict[str, Any], what: str, width: int) -> Text:
-    """The last hour, a bar a minute, or one for two or three minutes where the room is narrow; the latest last."""
+    """The last hour, one bar a minute, or for two or three minutes if there is little room; the latest is last."""
     minutes = _per_minute(overview, what)
     step = max(1, -(-len(minutes) // max(1, width)))
     bars = [sum(minutes[start : start + step]) for start in range(0, len(minutes), step)]
@@ -141,7 +141,7 @@ def _bars(overview: dict[str, Any], what: str, width: int) -> Text:
 
 
 def _campaigns(overview: dict[str, Any]) -> list[Text]:
-    """A line a campaign, those with work first."""
+    """One line for each campaign, those with work first."""
 
     def busy(one: dict[str, Any]) -> tuple[bool, int]:
         return one["state"] != "held", -(one["leads"]["queued"] + one["leads"]["sending"])
@@ -167,7 +167,7 @@ def _counts(counts: dict[str, int], colours: dict[str, str], *, all_: bool = Fal
 
 
 def _flowing(counts: dict[str, int], colours: dict[str, str], width: int) -> list[Text]:
-    """Name and number after each other, in as many lines as that takes."""
+    """Names with their numbers, in as many lines as needed."""
     lines = [Text()]
     for name, n in counts.items():
         if not n:
@@ -184,7 +184,7 @@ def _heading(text: str) -> Text:
 
 
 def _cut(lines: Sequence[Text], most: int | None) -> list[Text]:
-    """No more lines than that; the last says how many are left out."""
+    """At most that many lines; the last one says how many are left out."""
     if most is None or len(lines) <= most:
         return list(lines)
     kept = max(0, most - 1)

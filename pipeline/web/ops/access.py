@@ -32,21 +32,21 @@ FORM_SECONDS = 3600  # how long a sign-in page may stand open
 
 _WINDOW = timedelta(minutes=10)
 _TRIES_OF_ADDRESS = 10  # wrong passwords in the window
-_TRIES_OF_NAME = 50  # higher: whoever knows a name should not lock its owner out with a handful of requests
+_TRIES_OF_NAME = 50  # higher: someone who knows a name must not lock its owner out with a few requests
 _MOST_LOCAL = 10_000
-_AT_ONCE = 2  # pages that are made at a time in a process; the webhook has the other threads
-_WAITING = 4  # pages that wait for those
+_AT_ONCE = 2  # pages that a process makes at a time; the webhook has the other threads
+_WAITING = 4  # pages that wait for a slot
 _PATIENCE_SECONDS = 2.0
 _NOTE_SECONDS = 60
 PREFIX = "futwork:ops"
 """Of the marks of these pages in Redis."""
 
 _NOBODY = "scrypt.32768.8.1.c2h2NgTnqtqZ8hYu." + "0" * 128
-"""What the password of an unknown name is checked against, so that it takes as long as a known one's."""
+"""The hash for unknown names, so that checking them takes as long as for known ones."""
 
 
 class Locked(Exception):
-    """Too many wrong passwords came of late."""
+    """There were too many wrong passwords in the last minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Gatekeeper:
         self._lock = threading.Lock()
 
     def visitor(self, cookie: str) -> Visitor | None:
-        """Who the cookie says it is, or None if it is not ours, too old, ended, or of a user that changed."""
+        """The visitor of a cookie, or None if it is not ours, too old, ended, or its user has changed."""
         try:
             said: dict[str, str] = self._sessions.loads(cookie, max_age=self._seconds)
             user = self._users[said["user"]]
@@ -108,7 +108,7 @@ class Gatekeeper:
         return cookie if isinstance(cookie, str) else cookie.decode()
 
     def end(self, visitor: Visitor) -> None:
-        """End a session everywhere; where Redis is away only the cookie goes, and ends at its time."""
+        """End a session everywhere; while Redis is away only the cookie is deleted, and a copy of it ends later."""
         try:
             self._marks().set(f"ended:{visitor.session}", duration=timedelta(seconds=self._seconds))
         except RedisUnavailable:
@@ -128,11 +128,11 @@ class Gatekeeper:
         return hmac.compare_digest(nonce.encode(), cookie.encode("utf-8", "surrogateescape"))
 
     def note(self, text: str) -> str:
-        """A line for the next page as a part of its address: signed, so that nobody else puts words into ours."""
+        """A message for the next page as a part of its URL, signed so that nobody else can put text on our pages."""
         return _text(self._notes.dumps(text[:600]))
 
     def read_note(self, token: str) -> str | None:
-        """The line, if it is ours and of just now."""
+        """The message, if it is ours and new."""
         try:
             return str(self._notes.loads(token, max_age=_NOTE_SECONDS)) if token else None
         except BadSignature:
@@ -168,14 +168,14 @@ class Gatekeeper:
 
 
 class Turnstile:
-    """Lets few requests make pages at a time, and few wait: the webhook shares the threads of the process."""
+    """Slots for the few pages that are made at a time, and for the few that wait: the webhook shares the threads."""
 
     def __init__(self, *, at_once: int = _AT_ONCE, waiting: int = _WAITING) -> None:
         self._inside = threading.BoundedSemaphore(at_once)
         self._near = threading.BoundedSemaphore(at_once + waiting)
 
     def enter(self) -> bool:
-        """Whether the request may make its page; whoever is told so must `leave`."""
+        """Whether the request may make its page; if so, it must `leave` afterwards."""
         if not self._near.acquire(blocking=False):
             return False
         if not self._inside.acquire(timeout=_PATIENCE_SECONDS):
@@ -184,7 +184,7 @@ class Turnstile:
         return True
 
     def leave(self) -> None:
-        """Let the next one in."""
+        """Free the slot."""
         self._inside.release()
         self._near.release()
 

@@ -1,7 +1,7 @@
 """Charts as SVG, drawn on the server by pygal and coloured by the pages' own style sheet.
 
-Pygal brings styles and a script along in each chart, which the pages' Content-Security-Policy forbids and which would
-know nothing of a dark page; both are taken out, so that its classes alone are left for `ops.css`.
+Pygal puts styles and a script into each chart. The pages' Content-Security-Policy forbids both, and they do not support
+a dark page; so they are removed, and `ops.css` styles the classes that are left.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from xml.etree import ElementTree as ET
 import pygal
 from markupsafe import Markup
 
-# Pygal hooks into every import of the process, to find its plugins by an interface that Python has given up.
+# Pygal adds a hook to every import of the process, for plugins, by an interface that Python has removed.
 sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "pygal"]
 
 _WIDTH, _HEIGHT = 760, 240
 _EVERY = 10  # minutes between labels
-_HEADROOM = 4  # a limit this many times above the highest value would press the chart flat, and is said in words
+_HEADROOM = 4  # a limit this many times above the highest value would flatten the chart, and is not drawn
 _NUMBERS = itertools.count()
 _DROPPED = frozenset({"script", "style", "desc", "title"})
 _OVERLAYS = frozenset({"tooltip", "text-overlay", "tooltip-overlay"})
@@ -36,7 +36,7 @@ def by_minute(
 ) -> Markup:
     """A line for each of the series over the minutes; *limit* is a dashed one.
 
-    The SVG carries its title and a description with the totals, for those who do not see it.
+    The SVG has a title and a description with the totals, for screen readers.
     """
     chart = pygal.Line(
         width=_WIDTH, height=_HEIGHT, css=[], js=[], show_legend=False, show_dots=False, margin=4, margin_left=2,
@@ -51,7 +51,7 @@ def by_minute(
     if limit is not None and limit <= _HEADROOM * max(_highest(series), 1):
         chart.add("limit", [limit] * len(times))
     total = "; ".join(
-        f"{name}: {sum(values):,.0f} in all, at most {max(values, default=0):,.0f} a minute"
+        f"{name}: {sum(values):,.0f} in total, at most {max(values, default=0):,.0f} per minute"
         for name, values in series.items()
     )
     return _svg(chart, title, f"{times[0]:%H:%M} to {times[-1]:%H:%M} UTC. {total}.")

@@ -1,4 +1,4 @@
-"""Which leads a form means: read from it, written back into it, and as the command that would mean the same."""
+"""Which leads a form means: read from it, written back into it, and written as a command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WrongChoice(ValueError):
 
 
 def read_choice(form: MultiDict[str, str], *, region: str, now: datetime) -> LeadFilter:
-    """The filter of a form's fields; raise `WrongChoice` rather than widen what is meant."""
+    """The filter of a form's fields; raises `WrongChoice` for a field that cannot be read."""
     try:
         states = tuple(LeadState(state) for state in form.getlist("state") if state)
         ids = tuple(uuid.UUID(one) for one in form.getlist("id") if one)
@@ -51,7 +51,7 @@ def read_choice(form: MultiDict[str, str], *, region: str, now: datetime) -> Lea
 
 
 def fields_of(form: MultiDict[str, str]) -> list[tuple[str, str]]:
-    """The fields that make the filter, to be carried on in another form."""
+    """The fields of the filter, for another form."""
     names = ("campaign", "state", "id", "phone", "key", "from", "to", "unchanged")
     return [(name, value.strip()) for name in names for value in form.getlist(name) if value.strip()]
 
@@ -71,7 +71,7 @@ def place_of(lead: Mapping[str, Any]) -> str:
 
 
 def command_for(action: str, which: LeadFilter, *, now: datetime) -> str:
-    """The command that does the same, for what is too much for a page."""
+    """The command that does the same as a form."""
     verb, _, verdict = action.partition(":")
     parts = ["pipeline", verb, *([f"--{verdict}"] if verdict else [])]
     for one in which.ids:
@@ -88,7 +88,7 @@ def command_for(action: str, which: LeadFilter, *, now: datetime) -> str:
 
 
 def until(which: LeadFilter, moment: datetime) -> LeadFilter:
-    """The same leads, without those that come to match only after *moment*: what was counted is what is changed."""
+    """The same leads, without those that match only after *moment*: what was counted is what is changed."""
     latest = min(moment, which.changed_before) if which.changed_before else moment
     return replace(which, changed_before=latest)
 

@@ -1,4 +1,4 @@
-"""How values look on a page: times, spans, numbers, and everything that may hold a phone number masked for viewers."""
+"""How values look on a page: times, spans, numbers, and for viewers everything that may be a phone number masked."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ _PATH = "/ops"
 
 @blueprint.route("/sign-in", methods=["GET", "POST"])
 def sign_in() -> AnyResponse:
-    """The form; a right password leads to the page that was asked for."""
+    """The form; the right password leads to the page that was requested."""
     if request.method == "GET":
         return _form()
     gatekeeper = ops().gatekeeper
     if not gatekeeper.knows_form(request.form.get("form", ""), request.cookies.get(FORM_COOKIE, "")):
-        return _form("This page stood open for too long. Please try again.", 400)
+        return _form("This page was open for too long. Please try again.", 400)
     name = request.form.get("name", "").strip()
     try:
         cookie = gatekeeper.sign_in(name, request.form.get("password", ""), address=_address())
@@ -48,7 +48,7 @@ def sign_in() -> AnyResponse:
 
 @blueprint.post("/sign-out")
 def sign_out() -> AnyResponse:
-    """End the session, on this browser and on any that copied it."""
+    """End the session, in this browser and in any other that has its cookie."""
     ops().gatekeeper.end(visitor())
     answer = redirect(url_for("ops.sign_in"), 303)
     answer.delete_cookie(COOKIE, path=_PATH)
@@ -69,13 +69,13 @@ def _form(trouble: str = "", status: int = 200) -> Response:
 
 
 def _target(wanted: str) -> str:
-    """Where to go on: a page of ours, never another host."""
+    """The next page: one of ours, never another host."""
     plain = wanted.startswith("/ops") and wanted[4:5] in ("", "/", "?") and "\\" not in wanted
     return wanted if plain else url_for("ops.overview")
 
 
 def _behind(header: str) -> str | None:
-    """What the outermost proxy that is believed said in a header to which each proxy appends."""
+    """What the outermost trusted proxy put into a header to which each proxy appends."""
     steps = ops().settings.ops_proxies
     said = [part.strip() for part in request.headers.get(header, "").split(",") if part.strip()]
     return said[-steps] if steps and len(said) >= steps else None

@@ -18,7 +18,7 @@
     if (!paused && !document.hidden) timer = setTimeout(refresh, wait);
   };
 
-  // What the person does at this moment must not be taken from under their hands.
+  // Do not replace what the person is using at this moment.
   const isInUse = (part) => {
     const selection = document.getSelection();
     const selects = selection && !selection.isCollapsed && part.contains(selection.anchorNode);
@@ -26,7 +26,7 @@
     return selects || (part.contains(focused) && focused.matches("input, select, textarea, button"));
   };
 
-  // By what it is and not by its place: what comes in above it moves the place.
+  // Find an element again by what it is: its position changes when something is added above it.
   const focusable = "a[href], summary, [tabindex]";
   const nameOf = (one) => `${one.tagName} ${one.getAttribute("href") || one.getAttribute("aria-label") || one.textContent}`;
 
@@ -69,7 +69,7 @@
   button.hidden = false;
   button.addEventListener("click", () => {
     paused = !paused;
-    button.textContent = paused ? "Go on refreshing" : "Pause refreshing";
+    button.textContent = paused ? "Resume refreshing" : "Pause refreshing";
     if (paused) later(); else refresh();
   });
   document.addEventListener("visibilitychange", () => { if (document.hidden || paused) later(); else refresh(); });
