@@ -1,14 +1,5 @@
-"""Celery's entry: `celery -A worker worker|beat|flower`."""
+"""Celery's entry in a checkout: `celery -A worker worker|beat|flower`."""
 
-import sys
+from pipeline.worker.celery import app
 
-from pipeline.observability import error_reporting
-from pipeline.settings import SettingsError, load_settings
-from pipeline.worker.app import build_app
-
-try:
-    settings = load_settings()
-    error_reporting.begin(settings, part="worker")
-    app = build_app(settings)
-except SettingsError as error:
-    sys.exit(f"pipeline: {error}")
+__all__ = ["app"]

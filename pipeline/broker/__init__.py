@@ -1,4 +1,4 @@
-"""What the broker keeps: what a producer or the webhook was told is accepted is in the broker, or on disk.
+"""The broker: what a producer or the webhook was told is accepted is in it, or on disk.
 
 `messages` says what travels, `publisher` publishes it with bounded waits, `group_commit` lets many web threads share
 one publish, `spool` keeps events on local disk while the broker is away, `gate` chooses between the two, and

@@ -1,4 +1,4 @@
-"""Where the web process hands events over: to the broker if it answers, else to the spool."""
+"""The way of an event out of the web process: to the broker if it answers, else to the spool."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = logger(__name__)
 
 
 class EventGate:
-    """Where the web process hands over events: the broker if it answers, else the spool. Safe for threads.
+    """Gives events to the broker if it answers, else to the spool; safe for threads.
 
-    Once the broker has failed, events go straight to the spool, so that no further request waits for a timeout; a
-    background thread asks for the broker, drains the spool when it answers, and opens the direct way again. It also
-    drains what an earlier process left in the spool.
+    Once the broker has failed, events go straight to the spool, so that no further request waits for a timeout. A
+    background thread pings the broker, drains the spool when it answers, and opens the direct way again. It also drains
+    what an earlier process left in the spool.
     """
 
     RETRY_SECONDS = 2.0
@@ -36,9 +36,9 @@ class EventGate:
             self._start_drainer()
 
     def submit(self, event: WebEvent) -> Sequence[float]:
-        """Return once the event is in the broker or on disk; raise `SpoolFull` if it could be kept in neither.
+        """Return once the event is in the broker or on disk; raise `SpoolFull` if neither took it.
 
-        What is returned is told in `GroupCommit.submit`.
+        `GroupCommit.submit` says what is returned.
         """
         return self._group.submit(event)
 
@@ -50,7 +50,7 @@ class EventGate:
             self._spool.write(events)
             self.spooled += len(events)
         except SpoolFull:
-            # The last resort: the broker may be back although the drainer has not noticed.
+            # The last resort: the broker may be back before the drainer has noticed.
             if asked or not self._published(events):
                 raise
         finally:

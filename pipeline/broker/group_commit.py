@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 
 class _Group(Generic[Item]):
-    """Items that are published together, and the gates of those who wait for that."""
+    """Items that are published together, and the gates of the threads that wait for that."""
 
     __slots__ = ("done", "error", "gates", "items", "since", "size")
 
@@ -26,9 +26,9 @@ class _Group(Generic[Item]):
         self.error: BaseException | None = None
 
     def gate(self) -> threading.Lock | None:
-        """A lock that is released when the group is done, or None if it is; the caller holds the commit's lock.
+        """A lock that is released when the group is done, or None if it is done; the caller holds the commit's lock.
 
-        A lock a waiter, because an event shared by all makes them wait for its own lock once more when they wake.
+        Each waiter has a lock of its own: a shared event would make all of them wait for its lock again when they wake.
         """
         if self.done:
             return None
@@ -39,12 +39,12 @@ class _Group(Generic[Item]):
 
 
 class GroupCommit(Generic[Item]):
-    """Lets threads that arrive together share one publish, without making any of them wait for company.
+    """Lets threads that arrive together share one publish, without making any of them wait for others.
 
-    The first caller publishes at once. Callers that come while that publish is under way form a group; its first member
-    publishes for all of them as soon as the running publish ends. A group that is full is followed by another, and
-    groups publish in the order in which they were opened. Every caller returns when its own item is durable, or raises
-    what kept it from being.
+    The first caller publishes at once. Callers that come during that publish form a group; its first member publishes
+    for all of them as soon as the running publish ends. A group that is full is followed by another, and groups publish
+    in the order in which they were opened. Every caller returns when its own item is durable, or raises the error of
+    its group's publish.
     """
 
     def __init__(
@@ -60,33 +60,33 @@ class GroupCommit(Generic[Item]):
         self._most_size = most_size
         self._size_of = size_of
         self._lock = threading.Lock()
-        self._open: _Group[Item] | None = None  # the group that takes members still
+        self._open: _Group[Item] | None = None  # the group that still takes members
         self._last: _Group[Item] | None = None  # the youngest group, which the next one follows
 
     def submit(self, item: Item) -> Sequence[float]:
         """Return once *item* is durable.
 
-        The caller that published learns how long, in seconds, each of its group had waited, so that one of them can
-        count for all; the others learn nothing.
+        Returns, to the caller that published, how many seconds each of its group had waited, so that one of them can
+        count for all; to the others nothing.
         """
         size = self._size_of(item)
-        turn: threading.Lock | None
+        gate: threading.Lock | None
         with self._lock:
             group = self._open
             if group is not None and (len(group.items) >= self._most or group.size + size > self._most_size):
                 group = None
             if leads := group is None:
-                turn = self._last.gate() if self._last is not None else None
+                gate = self._last.gate() if self._last is not None else None
                 group = self._open = self._last = _Group()
             else:
-                turn = group.gate()
+                gate = group.gate()
             group.items.append(item)
             group.since.append(time.perf_counter())
             group.size += size
         if leads:
-            self._lead(group, turn)
-        elif turn is not None:
-            turn.acquire()
+            self._lead(group, gate)
+        elif gate is not None:
+            gate.acquire()
         if group.error is not None:
             raise group.error
         if not leads:
@@ -94,10 +94,10 @@ class GroupCommit(Generic[Item]):
         now = time.perf_counter()
         return [now - since for since in group.since]
 
-    def _lead(self, group: _Group[Item], turn: threading.Lock | None) -> None:
+    def _lead(self, group: _Group[Item], previous: threading.Lock | None) -> None:
         try:
-            if turn is not None:
-                turn.acquire()
+            if previous is not None:
+                previous.acquire()
             with self._lock:
                 if self._open is group:
                     self._open = None
@@ -109,6 +109,6 @@ class GroupCommit(Generic[Item]):
                 if self._open is group:
                     self._open = None
                 group.done = True
-            group.items = []  # the youngest group stays referenced, its events need not
-            for gate in reversed(group.gates):  # the leader of the next group came last and goes first
-                gate.release()
+            group.items = []  # the youngest group stays referenced; its events need not
+            for waiting in reversed(group.gates):  # the leader of the next group came last and goes first
+                waiting.release()

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 MESSAGE_VERSION = 1
-"""The version of the messages that this release writes; a worker leaves a newer one for newer workers."""
+"""The version of the messages that this release writes; a worker leaves a newer one to newer workers."""
 EVENTS_A_MESSAGE = 200
-MESSAGE_BYTES = 4 * 1024 * 1024  # RabbitMQ 4 takes 16 MiB as it comes, and base64 adds a third
+MESSAGE_BYTES = 4 * 1024 * 1024  # RabbitMQ 4 takes 16 MiB by default, and base64 adds a third
 _ESCAPE = "body64"
 _SWELLING = bytes(set(range(32)) - set(b"\b\t\n\f\r"))  # control characters that JSON has no short escape for
 
@@ -33,7 +33,7 @@ def lead_batch(
 
 @dataclass(frozen=True, slots=True)
 class WebEvent:
-    """The body of one webhook request as it came; `fault` says what made the web process refuse it."""
+    """The body of one webhook request as it came; `fault` says why the web process refused it."""
 
     body: bytes
     received_at: datetime
@@ -44,12 +44,12 @@ Kind = Literal["batch", "message"]
 
 
 def refused(kind: Kind, body: bytes, *, reason: str, now: datetime) -> WebEvent:
-    """What was no event, for the way through the spool, whose messages hold nothing else, into quarantine."""
+    """What is no event, for its way into quarantine through the spool, whose files hold nothing but events."""
     return WebEvent(body, now, fault=f"{kind}: {reason}")
 
 
 def kind_of(fault: str) -> tuple[str, str]:
-    """As what a body with this fault is kept in quarantine, and the reason."""
+    """The kind under which a body with this fault is quarantined, and the reason."""
     kind, found, reason = fault.partition(": ")
     return (kind, reason) if found and kind in get_args(Kind) else ("event", fault)
 
@@ -60,7 +60,7 @@ def encode_events(events: Sequence[WebEvent]) -> dict[str, object]:
 
 
 def decode_events(message: dict[str, Any]) -> list[WebEvent]:
-    """The events of a message; raises `ValueError`, `KeyError` or `TypeError` if it is none of ours."""
+    """The events of a message; raises `ValueError`, `KeyError` or `TypeError` if it is malformed."""
     return [_decode_event(one) for one in message["events"]]
 
 
@@ -86,7 +86,7 @@ def _decode_event(one: dict[str, Any]) -> WebEvent:
     try:
         received_at = datetime.fromisoformat(one["received_at"])
     except (TypeError, ValueError):
-        raise ValueError("received_at is no time") from None  # the library's own words would quote it
+        raise ValueError("received_at is no time") from None  # the library's own message would quote it
     if received_at.tzinfo is None:
         raise ValueError("received_at must name its time zone")
     fault = one.get("fault")

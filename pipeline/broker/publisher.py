@@ -1,4 +1,4 @@
-"""The broker: Celery configured the same way for everyone who publishes or works, and publishing with bounded waits."""
+"""The broker: Celery configured the same way for all processes, and publishing with bounded waits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from celery import Celery
 from kombu import exceptions as kombu_errors
 
 from pipeline.addresses import read_address
-from pipeline.broker.redis_transport import RedisQueues
+from pipeline.broker.redis_transport import RedisQueues, WorkerAMQP
 from pipeline.observability import tracing
 from pipeline.settings import Settings, SettingsError
 
@@ -27,22 +27,20 @@ ROUTES = {
     "pipeline.tidy": "upkeep",
 }
 VISIBILITY_SECONDS = 30
-"""When Redis gives out a message again that nobody acknowledged; so long waits what a worker held when it was killed.
+"""After how long Redis delivers a message again that was not acknowledged, such as that of a worker that was killed.
 
 A late-ack task runs for well under a second, and may wait for a slice of dispatch (5 s) or SQLite's write lock (15 s).
-One that takes longer all the same is delivered a second time, which changes nothing in the ledger.
+If one takes longer, it is delivered a second time, which changes nothing in the ledger.
 """
 _PUBLISH_TIMEOUT_SECONDS = 1.0  # up to three of them in a row on a broker that freezes; see `Broker`
 _POOL_WAIT_SECONDS = 1.0
-_SLOT_WAIT_SECONDS = (
-    0.5  # less than a publish to a frozen broker takes: who waits longer would only be the next to wait
-)
+_SLOT_WAIT_SECONDS = 0.5  # less than a publish to a frozen broker takes; a longer wait would gain nothing
 _CONNECTIONS = 10
 _NO_ROUTE = 312  # AMQP's reply code for a message that fits no queue
 
 
 class BrokerUnavailable(Exception):
-    """The broker did not take a message in the time allowed; nothing of it may be taken for accepted."""
+    """The broker did not take a message in the time allowed; none of it counts as accepted."""
 
 
 class _QueueGone(BrokerUnavailable):
@@ -52,19 +50,15 @@ class _QueueGone(BrokerUnavailable):
 def celery_app(settings: Settings, *, works: bool) -> Celery:
     """Celery as this pipeline needs it; `docs/decisions.md` gives the reason for each line that is not a default.
 
-    With *works* the waits suit a worker that must outlast a broker's restart, otherwise a web request that must not.
+    With *works* the waits suit a worker, which must outlast a broker's restart; without, a web request, which must not.
     """
     if not settings.broker_url:
         raise SettingsError(
             "BROKER_URL is not set: give the address of a Redis, Valkey or RabbitMQ, or run `pipeline up`,"
             " which starts a private one"
         )
-    if works:
-        from pipeline.broker.redis_transport import book_when_taken
-
-        book_when_taken()
     address = read_address(settings.broker_url)
-    app = Celery("pipeline", broker=address.url, set_as_current=works)
+    app = Celery("pipeline", broker=address.url, set_as_current=works, amqp=WorkerAMQP if works else None)
     app.conf.update(
         broker_use_ssl=address.for_celery() or False,
         task_queues=[
@@ -100,13 +94,13 @@ def celery_app(settings: Settings, *, works: bool) -> Celery:
         task_publish_retry=True,
         task_publish_retry_policy={"max_retries": 1, "interval_start": 0.1, "interval_step": 0.1, "interval_max": 0.2},
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_enable_prefetch_count_reduction=False,  # it counts tasks that a lost connection left behind
+        worker_enable_prefetch_count_reduction=False,  # it counts tasks of a lost connection, and may do so for ever
     )
     return app
 
 
 def _queue_arguments(settings: Settings) -> dict[str, Any]:
-    """What RabbitMQ is told about a queue; a queue that is there already must have been made with the same."""
+    """RabbitMQ's arguments of a queue; one that exists must have been declared with the same."""
     if settings.rabbitmq_queue_type == "quorum" and settings.broker_url.startswith(("amqp", "pyamqp")):
         return {"x-queue-type": "quorum"}
     return {}
@@ -134,21 +128,21 @@ def _transport_options(url: str, *, works: bool) -> dict[str, Any]:
 class Broker:
     """Publishes tasks. Every method ends within about four seconds, whatever the broker does; safe for threads.
 
-    RabbitMQ is spoken to by kombu. A Redis is too, except that messages are put into its queues directly.
+    kombu speaks to the broker, except that messages are put into the queues of a Redis directly.
     """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._speaks_redis = str(app.conf.broker_url).startswith(("redis://", "rediss://"))
         self._queues: RedisQueues | None = None
-        # kombu bounds the wait for a producer, but not the one for the connection that it needs after that; and nothing
-        # bounds the wait for a Redis that is frozen, if each of many threads opens a connection of its own to it.
+        # kombu bounds the wait for a producer, but not the one for the connection that it needs next. If each of many
+        # threads opened a connection of its own to a frozen Redis, nothing would bound their waits either.
         self._slots = threading.BoundedSemaphore(_CONNECTIONS)
 
     def publish(self, task: str, payload: object, *, about: str, expires_seconds: float | None = None) -> None:
         """Put a task into its queue, or raise `BrokerUnavailable`.
 
-        *about* is what Flower and events show in the place of the arguments; it must hold no personal data.
+        *about* is what Flower and events show instead of the arguments; it must hold no personal data.
         """
         if not self._slots.acquire(timeout=_SLOT_WAIT_SECONDS):
             raise BrokerUnavailable("the broker took no message: all connections wait for it")
@@ -173,7 +167,7 @@ class Broker:
             self._slots.release()
 
     def _put(self, task: str, payload: object, options: dict[str, Any]) -> None:
-        """Put a task, as Celery would describe it, into its queue of a Redis."""
+        """Put a task, as Celery would write it, into its queue of a Redis."""
         parent = self._app.current_worker_task
         if parent:
             options["parent_id"] = parent.request.id
@@ -181,7 +175,7 @@ class Broker:
         headers, properties, body, _ = self._app.amqp.create_task_message(
             str(uuid.uuid4()), task, [payload], {}, reply_to=self._app.thread_oid, **options
         )
-        # As `send_task` has it, which sends some options twice.
+        # As `send_task` does, which sends some options twice.
         properties |= {name: headers[name] for name in ("argsrepr", "kwargsrepr")} | {"delivery_mode": 2}
         if options["expires"]:
             properties["expiration"] = str(int(options["expires"] * 1000))
@@ -189,8 +183,8 @@ class Broker:
 
     def _redis_queues(self) -> RedisQueues:
         if self._queues is None:
-            with self._connection() as connection:  # kombu knows what a broker's URL and our options mean to a Redis
-                self._queues = RedisQueues(connection.default_channel._get_pool())
+            with self._connection() as connection:  # kombu translates the address and our options for redis-py
+                self._queues = RedisQueues(connection.default_channel.pool)
         return self._queues
 
     def _send(self, producer: Any, task: str, payload: object, options: dict[str, Any]) -> None:
@@ -202,8 +196,8 @@ class Broker:
         try:
             self._app.send_task(task, args=[payload], producer=_FastJson(producer), mandatory=True, **options)
         except connection.channel_errors as error:
-            # Whatever else comes over this connection belongs to the message that failed.
-            connection._close()
+            # What else arrives on this connection belongs to the message that failed.
+            connection.close()
             producer.revive(connection)
             if getattr(error, "reply_code", None) == _NO_ROUTE:
                 raise _QueueGone(f"the queue of {task} does not exist") from error
@@ -220,7 +214,7 @@ class Broker:
             return {name: self._depth(connection, name) for name in QUEUES}
 
     def server(self) -> str:
-        """What the broker calls itself, such as `RabbitMQ 4.0.5`; empty for a Redis, which `INFO` tells more of."""
+        """The broker's name and version, such as `RabbitMQ 4.0.5`; empty for a Redis, whose `INFO` says more."""
         with _translated("the broker does not answer"), self._connection() as connection:
             told = getattr(connection.connection, "server_properties", None) or {}
             return f"{told.get('product', '')} {told.get('version', '')}".strip()
@@ -236,20 +230,17 @@ class Broker:
         try:
             return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
         except connection.channel_errors:
-            return 0  # nobody declared it yet, or it is empty on Redis: nothing waits in it
+            return 0  # it was not declared yet, or is empty on Redis: nothing waits in it
 
 
 class _FastJson:
-    """A kombu producer that writes its JSON with orjson, a tenth of the time of the one that kombu brings.
-
-    On the wire nothing differs: any consumer of `application/json` reads it.
-    """
+    """A kombu producer that writes its JSON with orjson, in a tenth of the time; any consumer reads it."""
 
     def __init__(self, producer: Any) -> None:
         self._producer = producer
 
     def publish(self, body: object, *, serializer: str, **options: Any) -> Any:
-        """Publish as the producer would that this one stands for."""
+        """Publish as the producer does that this one wraps."""
         if serializer != "json":
             return self._producer.publish(body, serializer=serializer, **options)
         return self._producer.publish(_json(body), content_type="application/json", content_encoding="utf-8", **options)
@@ -267,7 +258,7 @@ def _json(body: object) -> bytes:
 
 @contextlib.contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """Translate what kombu, its transports and the socket raise into the one error that callers know."""
+    """Translate what kombu, its transports and the socket raise into the one error that callers catch."""
     import amqp.exceptions
     import redis.exceptions
 

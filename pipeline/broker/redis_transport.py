@@ -1,14 +1,14 @@
-"""Puts messages into the queues of a Redis, and takes them off so that none of them is ever in a socket alone.
+"""Puts messages into the queues of a Redis, and takes them out so that a message is never in a socket alone.
 
-kombu takes a message with BRPOP and books it as unacknowledged in a second step. What was given to a worker that dies
-between the two, or to the socket of a machine that is gone, is in no queue and in no book: an accepted lead or event
-would be lost. Here one script on the server does both, so that a message is waiting or booked at every moment, and one
-whose worker never saw it is given out again after the visibility timeout.
+kombu takes a message with BRPOP and adds it to the unacked set in a second step. If the worker dies between the two, or
+its machine is gone, the message is in no queue and in no set: an accepted lead or event would be lost. Here one script
+on the server does both, so that a message is in a queue or in the unacked set at every moment. If its worker never saw
+it, it is delivered again after the visibility timeout.
 
-A script cannot block, so an idle worker rests at the bells of its queues, which whoever puts a message in by
-`RedisQueues` rings. A bell carries nothing: whoever hears it looks, and a look that finds nothing is no harm. Foreign
-producers, and kombu where it gives a message back, ring none; for those an idle worker looks again after each short
-rest, which the server counts for it.
+A script cannot block. So an idle worker waits in a BRPOP of the wake-up keys of its queues, and the script runs behind
+that in the same request. `RedisQueues` pushes onto the wake-up key with each message. What is pushed carries nothing: a
+worker that wakes up and finds no message does no harm. Foreign producers, and kombu when it puts a message back, push
+nothing; the wait ends by itself after a moment, so that their messages are found too.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ import base64
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from queue import Empty
 from time import monotonic, time
 from typing import Any
 
-import kombu.transport
+import kombu
 import orjson
 import redis
 import redis.exceptions
-from kombu.transport import TRANSPORT_ALIASES
+from celery.app.amqp import AMQP
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual as kombu_virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
-REST_SECONDS = 0.025  # between two looks into empty queues: the most that it adds to the way of one that rings no bell
-_AHEAD_SECONDS = 60  # a booking further ahead of the server's clock was made before that was set back
-_CAUGHT_UP_AT_ONCE = 1000  # bookings
-_RINGS = 16  # that a bell keeps while nobody rests; each is one look of an idle worker
+WAIT_SECONDS = 0.09  # at the wake-up keys; less would gain nothing, as an idle server looks for ended waits every 0.1 s
+_AHEAD_SECONDS = 60  # an unacked message further ahead of the server's clock is from before that was set back
+_CAUGHT_UP_AT_ONCE = 1000  # unacked messages
+_WAKE_UPS = 16  # that a key keeps while no worker waits; each makes an idle worker look once
 
-# KEYS: the queue, its bell. ARGV: the message, the most rings that are kept
+# KEYS: the queue, its wake-up key. ARGV: the message, the most wake-ups that are kept
 _PUT = """
 redis.call('LPUSH', KEYS[1], ARGV[1])
 redis.call('LPUSH', KEYS[2], 1)
 redis.call('LTRIM', KEYS[2], 0, ARGV[2] - 1)
 """
 
-# KEYS: the queues in the order of asking, then kombu's two books, which are kept by the server's clock
-# What has no tag to be booked under is left to kombu, which books it or finds that it is no message.
+# KEYS: the queues in their order, then kombu's unacked set and its index by time, for which the server's clock counts
+# A message without a tag is left to kombu, which adds it to the set itself or finds that it is no message.
 _TAKE = """
 for i = 1, #KEYS - 2 do
     local item = redis.call('RPOP', KEYS[i])
@@ -66,8 +67,8 @@ end
 return false
 """
 
-# KEYS: the book of times. ARGV: seconds ahead, the most bookings. Answers the server's time as TIME does.
-# What was booked by a clock that was set back since waits from now on, as if it had just been booked.
+# KEYS: the index by time. ARGV: seconds ahead, the most messages. Answers the server's time as TIME does.
+# A message that was taken before the clock was set back waits from now on, as if it had just been taken.
 _CATCH_UP = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
@@ -80,24 +81,24 @@ return clock
 
 
 class RedisQueues:
-    """Puts tasks into the queues of a Redis by one command each. Safe for threads and across forks, as its pool is.
+    """Puts tasks into the queues of a Redis by one command each; safe for threads and across forks.
 
-    What is put is kombu's own envelope, field by field, but neither kombu nor its stages between a task and a socket
-    are asked: they cost some 420 µs of CPU time a message, and this a third of that. Raises redis-py's errors.
+    It writes kombu's own envelope, field by field, without kombu, whose stages between a task and a socket cost some
+    420 µs of CPU time a message; this costs a third of that. Raises redis-py's errors.
     """
 
     def __init__(self, pool: redis.ConnectionPool) -> None:
         self._pool = pool
-        # Each look whether one of the pool's connections is alive costs three calls in which other threads get their
-        # turn before this one; here a dead one shows when it is used.
+        # The pool checks each connection before it lends it, and other threads run three times meanwhile. Here a
+        # dead connection is noticed when it is used.
         self._idle: list[Any] = []
         self._pid = os.getpid()
 
     def put(self, queue: str, headers: Mapping[str, Any], properties: Mapping[str, Any], body: bytes) -> None:
         """Return once the message is in the queue; *body* is JSON.
 
-        A connection that breaks is replaced once, which may put the message in twice; one that does not answer in its
-        time is given up.
+        A connection that breaks is replaced once, which may put the message in twice; a server that does not answer in
+        time is not asked again.
         """
         item = envelope(queue, headers, properties, body)
         try:
@@ -111,7 +112,7 @@ class RedisQueues:
         if connection is None:
             connection = self._pool.get_connection()  # redis-py has no types for what it sends
         try:
-            command = connection.pack_command("EVAL", _PUT, 2, queue, bell_of(queue), item, _RINGS)
+            command = connection.pack_command("EVAL", _PUT, 2, queue, wake_up_key(queue), item, _WAKE_UPS)
             connection.send_packed_command([b"".join(command)])  # in one piece, for which redis-py takes three writes
             connection.read_response()
         except BaseException:
@@ -128,7 +129,7 @@ class RedisQueues:
             return None
 
     def _give_back(self, connection: Any) -> None:
-        """Give a connection back to the pool, closed: there may be an answer in it that is another's."""
+        """Give a connection back to the pool, closed: it may hold the answer to another command."""
         connection.disconnect()
         self._pool.release(connection)
 
@@ -152,40 +153,29 @@ def envelope(queue: str, headers: Mapping[str, Any], properties: Mapping[str, An
     )
 
 
-def bell_of(queue: str) -> str:
-    """The key of a queue's bell."""
+def wake_up_key(queue: str) -> str:
+    """The key at which idle workers wait for a message in this queue."""
     return f"{queue}.bell"
 
 
-def book_when_taken() -> None:
-    """Let every consumer of this process that connects to a Redis from now on take messages in this way."""
-    TRANSPORT_ALIASES["redis"] = TRANSPORT_ALIASES["rediss"] = "pipeline.broker.redis_transport:Transport"
-    TRANSPORT_ALIASES["sentinel"] = "pipeline.broker.redis_transport:SentinelTransport"
-    for alias in ("redis", "rediss", "sentinel"):
-        kombu.transport._transport_cache.pop(alias, None)  # kombu remembers what an alias meant at its first connection
+def quarantine_malformed(quarantine: Callable[[bytes], bool]) -> None:
+    """Give what is no message at all to *quarantine*, which must not raise; else kombu's error ends the consumer.
 
-
-_keepers: list[Callable[[bytes], bool]] = []
-
-
-def keep_malformed(keep: Callable[[bytes], bool]) -> None:
-    """Give what is no message at all to *keep*, which must not raise; without it, kombu's error ends the consumer.
-
-    *keep* says whether it could; if not, what is in the books stays there, and comes again.
-    Producers may push the envelope onto the list by themselves, and so get it wrong.
+    It returns whether it could; if not, the item stays in the unacked set, and is delivered again. Producers may push
+    the envelope onto the list themselves, and so get it wrong.
     """
-    _keepers[:] = [keep]
+    _Unacked.quarantine = staticmethod(quarantine)
 
 
 class _QoS(kombu_redis.QoS):
-    """kombu's account of what a worker holds, which does not write a second time what is in the books already."""
+    """kombu's record of what a worker holds, without a second write of what is in the unacked set already."""
 
     @property
     def visibility_timeout(self) -> float:
-        """What kombu takes off this host's time to tell which bookings are too old, so that it arrives at the server's.
+        """What kombu subtracts from this host's time to find old messages, corrected so that the server's clock counts.
 
-        By a host's own clock, one that was set back by an hour would leave what a dead worker held lying for an hour.
-        So would the server's own: bookings of its future, which kombu is about to look past, are moved to now before.
+        By the clock of a host, what a dead worker held would stay for an hour where that clock was set back by one. By
+        the server's own clock too: kombu does not look at the future, so messages of its future are moved to now first.
         """
         with self.channel.conn_or_acquire() as client:
             limits = (_AHEAD_SECONDS, _CAUGHT_UP_AT_ONCE)
@@ -193,83 +183,102 @@ class _QoS(kombu_redis.QoS):
         return float(self.channel.visibility_timeout + time() - (int(seconds) + int(microseconds) / 1_000_000))
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Note that the worker holds a message."""
-        if self.channel._booked:
+        """Record that the worker holds a message."""
+        if self.channel.in_unacked_set:
             kombu_virtual.QoS.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
 
 
-class _Booking:
-    """What is put in the place of kombu's BRPOP; kombu's poller calls both methods by these names."""
+class _Unacked:
+    """Replaces kombu's BRPOP; kombu's poller calls `_brpop_start` and `_brpop_read` by these names."""
 
     QoS = _QoS
     unacked_mutex_expire = 10
-    """Seconds that a process which dies while it gives messages out again keeps all others from it; kombu's are 300."""
-    _rests = False
-    _booked = False  # whether the message that is being delivered is in the books
+    """Seconds for which a process that dies while it restores messages keeps all others from it; kombu's are 300."""
+    in_unacked_set = False
+    """Whether the message that is being delivered is in the unacked set."""
+    quarantine: Callable[[bytes], bool] | None = None
+    _waits = False
+    _last_queue = ""
 
-    def _connparams(self: Any, asynchronous: bool = False) -> Any:
+    @property
+    def pool(self: Any) -> Any:
+        """kombu's pool of connections."""
+        self._refuse_if_closed()
+        return super().pool  # type: ignore[misc]  # of the class that it is mixed into
+
+    @property
+    def async_pool(self: Any) -> Any:
+        """kombu's pool of connections that its poller watches."""
+        self._refuse_if_closed()
+        return super().async_pool  # type: ignore[misc]
+
+    def _refuse_if_closed(self: Any) -> None:
+        """Raise an error that every caller expects, where kombu raises an AttributeError that ends the worker.
+
+        Celery closes a broken connection twice, and late acknowledgements come after that. What cannot be acknowledged
+        or put back any more is in the unacked set, and is delivered again.
+        """
         if self.connection.client is None:
-            # Celery closes a broken connection twice, and late acknowledgements come after it. kombu looks for an
-            # address that is gone then, with an AttributeError that ends the worker; this one is expected everywhere.
-            # What cannot be given back or acknowledged any more is booked, and comes again.
             raise redis.exceptions.ConnectionError("this connection to the broker was closed")
-        return super()._connparams(asynchronous=asynchronous)  # type: ignore[misc]  # of the class that it is mixed into
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's signature
-        queues = self._queue_cycle.consume(len(self.active_queues))
+        queues = self.active_queues
         if not queues:
             return
-        self._in_poll = self.client.connection
-        self._brpop_sent_at = monotonic()
-        if self._rests:
-            self.client.connection.send_command("BRPOP", *map(bell_of, queues), REST_SECONDS)
-            return
-        keys = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
+        if self._last_queue in queues:  # each queue in its turn, so that a busy one does not block the others
+            next_ = queues.index(self._last_queue) + 1
+            queues = queues[next_:] + queues[:next_]
+        keys = [f"{queue}{self.sep}{step}" if step else queue for step in self.priority_steps for queue in queues]
         keys += [self.unacked_key, self.unacked_index_key]
-        self.client.connection.send_command("EVAL", _TAKE, len(keys), *keys)
+        commands: list[tuple[Any, ...]] = [("EVAL", _TAKE, len(keys), *keys)]
+        if self._waits:
+            commands.insert(0, ("BRPOP", *map(wake_up_key, queues), WAIT_SECONDS))
+        connection = self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        connection.send_packed_command(connection.pack_commands(commands))
 
     def _brpop_read(self: Any, **options: Any) -> bool:
+        connection = self.client.connection
         try:
             try:
-                found = self.client.parse_response(self.client.connection, "EVAL", **options)
-            except self.connection_errors:
-                self._rests = False
-                self.client.connection.disconnect()
+                if self._waits:
+                    self.client.parse_response(connection, "BRPOP", **options)
+                found = self.client.parse_response(connection, "EVAL", **options)
+            except BaseException:
+                self._waits = False
+                connection.disconnect()  # one of the answers may still be in it
                 raise
-            rested, self._rests = self._rests, not found and not self._rests
-            if rested or not found:
-                raise Empty  # the bell rang, or the rest is over: the next look will tell
-            queue, item, booked = found
-            self._booked = bool(booked)
-            queue = bytes_to_str(queue).rsplit(self.sep, 1)[0]
-            self._queue_cycle.rotate(queue)
-            try:
-                self.connection._deliver(loads(bytes_to_str(item)), queue)
-            except Exception as error:
-                # kombu counts KeyError among a Redis' errors; here it is a part that the envelope lacks.
-                if not _keepers or (isinstance(error, self.connection_errors) and not isinstance(error, KeyError)):
-                    raise
-                if _keepers[0](item):
-                    self._unbook(item)
+            self._waits = not found
+            if not found:
+                raise Empty
+            key, item, in_unacked_set = found
+            self.in_unacked_set = bool(in_unacked_set)
+            self._last_queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
+            self._deliver_or_quarantine(item)
             return True
         finally:
-            self._in_poll, self._booked = None, False
-            self._flush_brpop_reauth()
+            self._in_poll, self.in_unacked_set = None, False
+            self.maybe_reauth()
 
-    def _unbook(self: Any, item: bytes) -> None:
-        """Take what was kept aside off the books, in case that it had a tag."""
+    def _deliver_or_quarantine(self: Any, item: bytes) -> None:
         try:
-            tag = loads(bytes_to_str(item))["properties"]["delivery_tag"]
-        except (ValueError, TypeError, KeyError):
-            return
-        if isinstance(tag, str):
-            self.qos.ack(tag)
+            self.connection._deliver(loads(bytes_to_str(item)), self._last_queue)
+        except Exception as error:
+            # kombu counts KeyError among a Redis' errors; here it means that the envelope lacks a part.
+            if isinstance(error, self.connection_errors) and not isinstance(error, KeyError):
+                raise
+            if self.quarantine is None:
+                raise
+            if self.quarantine(item):
+                with suppress(ValueError, TypeError, KeyError):  # it has no tag, so it is not in the unacked set
+                    if isinstance(tag := loads(bytes_to_str(item))["properties"]["delivery_tag"], str):
+                        self.qos.ack(tag)
 
 
-class Channel(_Booking, kombu_redis.Channel):
-    """kombu's channel to a Redis, which books what it takes in the same step."""
+class Channel(_Unacked, kombu_redis.Channel):
+    """kombu's channel to a Redis, which adds what it takes to the unacked set in the same step."""
 
 
 class Transport(kombu_redis.Transport):
@@ -278,7 +287,7 @@ class Transport(kombu_redis.Transport):
     Channel = Channel
 
 
-class SentinelChannel(_Booking, kombu_redis.SentinelChannel):
+class SentinelChannel(_Unacked, kombu_redis.SentinelChannel):
     """The same behind a Sentinel."""
 
 
@@ -286,3 +295,20 @@ class SentinelTransport(kombu_redis.SentinelTransport):
     """kombu's transport over such channels, behind a Sentinel."""
 
     Channel = SentinelChannel
+
+
+TRANSPORTS = {"redis": Transport, "rediss": Transport, "sentinel": SentinelTransport}
+
+
+class WorkerConnection(kombu.Connection):
+    """kombu's connection, which speaks to a Redis through our transport."""
+
+    def get_transport_cls(self) -> Any:
+        """The transport of the address; kombu asks for it at each connection, also after it changed the address."""
+        return TRANSPORTS.get(self.transport_cls) or super().get_transport_cls()
+
+
+class WorkerAMQP(AMQP):
+    """Celery's factory of connections and messages, with our connection."""
+
+    Connection = WorkerConnection

@@ -31,12 +31,12 @@ class SpoolFull(Exception):
 class Spool:
     """Events on local disk while the broker is away: one file a group, complete and synced before it has its name.
 
-    A file appears whole or not at all, so there is no torn tail to repair. Names sort by time. Who drains a file holds
-    its lock, so web processes and `sweep` may drain side by side; a drainer that dies after the publish and before the
-    removal sends the file's events twice, and the ledger keeps them once.
+    A file appears whole or not at all, so there is no torn end to repair. Names sort by time. A process locks a file
+    while it drains it, so web processes and `sweep` may drain side by side. One that dies after the publish and before
+    the removal sends the file's events twice, and the ledger keeps them once.
 
-    The bound is on the disk, not on a process: each counts the files now and then and its own in between, so several
-    writers may pass it by what they write in a moment.
+    The bound is on the disk, not on a process: each process counts the files now and then and its own in between, so
+    several may exceed it by what they write in a moment.
     """
 
     def __init__(self, directory: Path, *, max_bytes: int, max_files: int = 50_000) -> None:
@@ -78,15 +78,14 @@ class Spool:
         return files, total
 
     def damaged(self) -> int:
-        """How many files did not match their checksum and wait for a person."""
+        """How many files did not match their checksum and need attention."""
         return sum(1 for _ in self._entries(".damaged"))
 
     def drain(self, publish: Callable[[dict[str, Any]], object], *, most: int = 1000) -> int:
-        """Hand the oldest files' messages to *publish* and remove each when it has been taken; return how many.
+        """Give the oldest files' messages to *publish* and remove each that it took; return how many.
 
-        What *publish* raises ends the drain with the file in place; where it answers False, the file stays and those
-        behind it are not kept waiting. A file that does not match its checksum is renamed
-        to `.damaged` and kept for a person.
+        What *publish* raises ends the drain with the file in place. If it returns False, the file stays, and the drain
+        goes on behind it. A file that does not match its checksum is renamed to `.damaged` and needs attention.
         """
         drained = 0
         for name in sorted(entry.name for entry in self._entries(".events"))[:most]:
@@ -105,15 +104,15 @@ class Spool:
             except BlockingIOError:
                 return False
             if not path.exists():
-                return False  # drained or set aside between our open and our lock
+                return False  # drained or found damaged between our open and our lock
             content = file.read()
             checksum, _, payload = content.partition(b"\n")
             if not payload or b"%08x" % zlib.crc32(payload) != checksum:
-                log.error("a spooled file is damaged and was set aside", file=path.name)
+                log.error("a spooled file is damaged and was renamed", file=path.name)
                 path.rename(path.with_suffix(".damaged"))
                 return False
             if publish(orjson.loads(payload)) is False:
-                log.error("the broker answers and refuses a spooled file, which stays", file=path.name)
+                log.error("the broker answers but refused a spooled file, which stays", file=path.name)
                 return False
             path.unlink()
         with self._lock:
@@ -127,7 +126,7 @@ class Spool:
                 started = time.monotonic()
                 self._files, self._bytes = self.size()
                 counted = time.monotonic()
-                # Counting tens of thousands of files takes a while: spend no more than a twentieth of the time on it.
+                # Counting tens of thousands of files takes long: spend at most a twentieth of the time on it.
                 self._count_again_at = counted + max(0.5, 20 * (counted - started))
             if self._files >= self._max_files or self._bytes + size > self._max_bytes:
                 raise SpoolFull(
@@ -137,7 +136,7 @@ class Spool:
             self._bytes += size
 
     def _remove_abandoned_drafts(self) -> None:
-        """Remove the drafts of writers that died: nobody was told that their events are kept."""
+        """Remove the drafts of processes that died: none of their events was accepted."""
         for entry in self._entries(".draft"):
             with contextlib.suppress(FileNotFoundError):
                 if entry.stat().st_mtime < time.time() - _ABANDONED_DRAFT_SECONDS:
@@ -177,7 +176,7 @@ def drain_spool(spool: Spool, broker: Broker) -> int:
         try:
             broker.publish("pipeline.events", message, about=f"({len(message.get('events', ()))} events, spooled)")
         except BrokerUnavailable:
-            broker.ping()  # raises where it is the broker; else it is this message, and others need not wait for it
+            broker.ping()  # raises if the broker is away; else only this message is refused, and others go on
             return False
         return True
 

@@ -20,8 +20,8 @@ from pipeline.ledger import Ledger
 from pipeline.settings import Settings, SettingsError, load_settings
 from pipeline.web.ops.access import hash_password
 
-_HUSH = ("pipeline.sweep", "pipeline.tidy", "celery.worker.strategy", "] succeeded in ")
-"""Lines of every task, and of every two seconds: they are in the log files. What tasks find is logged separately."""
+_HUSH = ("celery.worker.strategy", "] succeeded in ")
+"""Lines of every task: they are in the log files. What tasks find is logged separately."""
 
 _FLOWER_PORT = 5555
 _SANDBOX_KEY = "sandbox-key"

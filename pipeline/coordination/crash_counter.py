@@ -1,4 +1,4 @@
-"""How many processes died over a piece of work, counted in Redis over all workers, and a mutex for who counts."""
+"""How many processes crashed over a piece of work, counted in Redis over all workers, and a mutex for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ return 1
 
 
 class CrashCounter:
-    """Notes when work begins and forgets it when it ends in an orderly way: what stays noted ended with its process.
+    """Counts work when it begins, and forgets it when it ends in an orderly way: what stays counted crashed.
 
     Without a Redis, or while it is away, every count is zero: uncounted is better than not done.
     """
@@ -39,7 +39,7 @@ class CrashCounter:
 
     @contextlib.contextmanager
     def counted(self, work: str) -> Iterator[int]:
-        """How many times *work* was begun before and not ended; it counts as begun until the block ends."""
+        """How many times *work* was begun before and did not end; it counts as begun until the block ends."""
         if self._client is None:
             yield 0
             return
@@ -55,10 +55,10 @@ class CrashCounter:
 
     @contextlib.contextmanager
     def mutex(self, work: str) -> Iterator[bool]:
-        """Whether this process holds the mutex of *work*, which one process does at a time, until the block ends.
+        """Whether this process holds the mutex of *work*, as one process at a time does, until the block ends.
 
-        So what it notes as begun cannot be a living process's. The mutex of a process that died is free at once on its
-        own host, and elsewhere after `MUTEX_SECONDS`.
+        So work that is counted as begun is not that of a living process. The mutex of a process that died is free at
+        once on its own host, and elsewhere after `MUTEX_SECONDS`.
         """
         if self._client is None:
             yield True
@@ -66,14 +66,14 @@ class CrashCounter:
         key, holder = f"{self._prefix}:turn:{work}", f"{socket.gethostname()} {os.getpid()} {uuid.uuid4()}"
         is_ours = True
         with contextlib.suppress(redis.RedisError):
-            is_ours = self._take_turn(key, holder)
+            is_ours = self._take_mutex(key, holder)
         try:
             yield is_ours
         finally:
             with contextlib.suppress(redis.RedisError):
                 self._client.eval(_HAND_OVER, 1, key, holder, "", 0)
 
-    def _take_turn(self, key: str, holder: str) -> bool:
+    def _take_mutex(self, key: str, holder: str) -> bool:
         assert self._client is not None
         if self._client.set(key, holder, nx=True, ex=MUTEX_SECONDS):
             return True
@@ -81,17 +81,17 @@ class CrashCounter:
         other = found.decode() if isinstance(found, bytes) else found
         if not isinstance(other, str) or not _is_dead(other):
             return False
-        # Of several that find it dead one gets the mutex: for the others the holder has changed meanwhile.
+        # Of several that find it dead one gets the mutex; for the others the holder has changed meanwhile.
         return bool(self._client.eval(_HAND_OVER, 1, key, other, holder, MUTEX_SECONDS))
 
     def mark_requeued(self, work: str) -> None:
-        """Note that *work* will be given out again although nobody died over it."""
+        """Remember that *work* is delivered again although no process crashed over it."""
         if self._client is not None:
             with contextlib.suppress(redis.RedisError):
                 self._client.set(f"{self._prefix}:spared:{work}", 1, ex=_MEMORY_SECONDS)
 
     def was_requeued(self, work: str) -> bool:
-        """Whether that was noted, which it no longer is after this."""
+        """Whether `mark_requeued` was called for *work*; asking forgets it."""
         if self._client is not None:
             with contextlib.suppress(redis.RedisError):
                 return bool(self._client.delete(f"{self._prefix}:spared:{work}"))

@@ -1,10 +1,10 @@
-"""Signs of life: which workers, beats and web hosts run, as they say themselves, and when the sweeps last ended.
+"""Heartbeats: which workers, beats and web processes live, and when the periodic tasks last ended.
 
-Each process notes itself every few seconds in Redis, on Redis' clock. A worker does so from the loop that takes
-messages in, and beat from the loop that sends them, so a process that hangs falls silent like one that is dead. What
-was noted is forgotten after an hour. Losing all of it loses nothing: it is there again after `HEARTBEAT_SECONDS`.
+Each process sends a heartbeat every few seconds to Redis, on Redis' clock. A worker sends it from the loop that takes
+messages in, and beat from the loop that sends them, so a process that hangs falls silent like one that is dead. A
+heartbeat is forgotten after an hour. If all are lost, they are there again after `HEARTBEAT_SECONDS`.
 
-There is no personal data in it: names of hosts, of queues and of periodic tasks.
+They hold no personal data: names of hosts, of queues and of periodic tasks.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Kind = Literal["worker", "beat", "web"]
 _WHAT = "the heartbeats"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-HEARTBEAT_SECONDS = 5.0  # between two notes of a process
-ALIVE_SECONDS = 20.0  # whoever was silent for longer is not taken for alive: three notes went missing
-PATIENCE_SECONDS = 10.0  # after a note that failed: a loop must not wait for Redis at each of its rounds
+HEARTBEAT_SECONDS = 5.0  # between two of a process
+ALIVE_SECONDS = 20.0  # a process that was silent for longer is taken for dead: three heartbeats are missing
+PATIENCE_SECONDS = 10.0  # after one that failed: a loop must not wait for Redis at each of its rounds
 _FORGET_SECONDS = 3600
-_MOST = 1000  # of one kind, so that names that change at every start cannot fill the memory
+_MOST = 1000  # processes of one kind, so that names that change at each start cannot fill the memory
 _WAIT_SECONDS = 1.0  # for Redis, to connect and to answer
 
 # KEYS: the times of the kind, its queues. ARGV: name, queues as JSON, most, seconds until it is forgotten
-_NOTE = """
+_RECORD = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 redis.call('ZADD', KEYS[1], now, ARGV[1])
@@ -56,7 +56,7 @@ redis.call('EXPIRE', KEYS[2], ARGV[4])
 """
 
 # KEYS: times and queues of each kind in turn. ARGV: seconds. Answers kind, name, age in ms, queues, and so on.
-_HEARD = """
+_READ = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 local heard = {}
@@ -73,7 +73,7 @@ return heard
 """
 
 # KEYS: the times of runs. ARGV: name, seconds until all is forgotten
-_RAN = """
+_END = """
 local clock = redis.call('TIME')
 redis.call('HSET', KEYS[1], ARGV[1], string.format('%.6f', clock[1] + clock[2] / 1000000))
 redis.call('EXPIRE', KEYS[1], ARGV[2])
@@ -82,51 +82,50 @@ redis.call('EXPIRE', KEYS[1], ARGV[2])
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """One process that noted itself lately."""
+    """The last heartbeat of one process."""
 
     kind: Kind
     name: str
     queues: tuple[str, ...]
     """The queues that a worker takes messages from; empty for others."""
     seconds_ago: float
-    """When it last noted itself."""
 
 
 class Heartbeats:
-    """The signs' client. Holds a connection, no state; safe for many threads."""
+    """Records and reads heartbeats; safe for threads."""
 
     def __init__(self, client: redis.Redis, *, prefix: str = "futwork:pulse") -> None:
         self._client = client
         self._prefix = prefix
-        self._note = client.register_script(_NOTE)
-        self._heard = client.register_script(_HEARD)
-        self._ran = client.register_script(_RAN)
+        self._record = client.register_script(_RECORD)
+        self._read = client.register_script(_READ)
+        self._end = client.register_script(_END)
 
-    def note(self, kind: Kind, name: str, queues: tuple[str, ...] | list[str] = ()) -> None:
-        """Say that this process lives; raise `RedisUnavailable` if that could not be noted."""
+    def record(self, kind: Kind, name: str, queues: tuple[str, ...] | list[str] = ()) -> None:
+        """Record that a process lives; raise `RedisUnavailable` if that fails."""
         args = [name[:200], json.dumps(sorted(queues)), _MOST, _FORGET_SECONDS]
-        run(self._note, _WHAT, [self._key(kind, "times"), self._key(kind, "queues")], args)
+        run(self._record, _WHAT, [self._key(kind, "times"), self._key(kind, "queues")], args)
 
     def alive(self, *, within: timedelta = timedelta(seconds=ALIVE_SECONDS)) -> list[Heartbeat]:
-        """Every process that noted itself *within* this time, by kind and name; raises `RedisUnavailable`.
+        """Every process with a heartbeat *within* this time, by kind and name; raises `RedisUnavailable`.
 
-        With a longer time it also tells of those that fell silent, up to an hour ago.
+        With a longer time it also contains those that fell silent, up to an hour ago.
         """
         keys = [self._key(kind, part) for kind in KINDS for part in ("times", "queues")]
-        flat = run(self._heard, _WHAT, keys, [within.total_seconds()])
+        flat = run(self._read, _WHAT, keys, [within.total_seconds()])
         rows = zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
-        signs = [
+        found = [
             Heartbeat(KINDS[int(kind) - 1], _text(name), tuple(json.loads(queues)), max(0, int(age)) / 1000)
             for kind, name, age, queues in rows
         ]
-        return sorted(signs, key=lambda sign: (KINDS.index(sign.kind), sign.name))
+        return sorted(found, key=lambda one: (KINDS.index(one.kind), one.name))
 
     def ran(self, what: str) -> None:
-        """Say that the periodic task *what* has come to its end just now; raise `RedisUnavailable` otherwise."""
-        run(self._ran, _WHAT, [self._key("runs", "ended")], [what, 7 * 24 * 3600])
+        """Record that the periodic task *what* ended just now; raise `RedisUnavailable` if that fails."""
+        run(self._end, _WHAT, [self._key("runs", "ended")], [what, 7 * 24 * 3600])
 
     def last_run(self, what: str) -> float | None:
-        """How many seconds ago the periodic task *what* last came to its end; None if that is not known.
+        """How many seconds ago the periodic task *what* last ended; None if that is not known.
 
         It is negative where Redis' clock was set back since.
         """
@@ -142,50 +141,41 @@ class Heartbeats:
 
 
 class HeartbeatSender:
-    """Notes one process again and again, without ever raising or standing still for longer than a moment.
+    """Sends the heartbeats of one process; never raises, and never waits for longer than a moment.
 
-    Each note has a connection of its own that is closed again: a worker's parent must keep none that its children would
-    inherit. After a note that failed, Redis is left in peace for `PATIENCE_SECONDS`.
+    Each heartbeat has a connection of its own that is closed again: a worker's parent must keep none that its children
+    would inherit. After one that failed, Redis is not asked for `PATIENCE_SECONDS`.
     """
 
     def __init__(self, url: str, kind: Kind, name: str, queues: tuple[str, ...] | list[str] = ()) -> None:
         self._url, self._kind, self._name, self._queues = url, kind, name, queues
         self._next = 0.0
 
-    def note(self) -> None:
-        """Note the process, unless that was done, or failed, a moment ago; call it as often as you like."""
-        now = time.monotonic()
-        if now < self._next:
+    def send(self) -> None:
+        """Send a heartbeat, unless one was sent, or failed, a moment ago; call it as often as you like."""
+        if time.monotonic() < self._next:
             return
-        noted = _note_once(self._url, self._kind, self._name, self._queues)
-        self._next = time.monotonic() + (HEARTBEAT_SECONDS * 0.9 if noted else PATIENCE_SECONDS)
+        wait = HEARTBEAT_SECONDS * 0.9 if self._sent() else PATIENCE_SECONDS
+        self._next = time.monotonic() + wait
 
-    def keep_on(self) -> None:
-        """Note the process from a thread of its own for as long as it lives."""
-        threading.Thread(target=self._for_ever, name="heartbeat", daemon=True).start()
+    def start_thread(self) -> None:
+        """Send heartbeats from a thread of their own for as long as the process lives."""
+        threading.Thread(target=self._send_for_ever, name="heartbeat", daemon=True).start()
 
-    def _for_ever(self) -> None:
+    def _send_for_ever(self) -> None:
         while True:
-            self.note()
+            self.send()
             time.sleep(HEARTBEAT_SECONDS)
 
-
-def _note_once(url: str, kind: Kind, name: str, queues: tuple[str, ...] | list[str] = ()) -> bool:
-    try:
-        client = open_client(
-            url,
-            socket_timeout=_WAIT_SECONDS,
-            socket_connect_timeout=_WAIT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
+    def _sent(self) -> bool:
+        wait = {"socket_timeout": _WAIT_SECONDS, "socket_connect_timeout": _WAIT_SECONDS}
         try:
-            Heartbeats(client).note(kind, name, queues)
-        finally:
-            client.close()
-    except (RedisUnavailable, redis.RedisError, OSError, ValueError) as error:
-        log.debug("a sign of life was not noted", kind=kind, error=type(error).__name__)
-        return False
-    return True
+            with open_client(self._url, retry=Retry(NoBackoff(), 0), **wait) as client:
+                Heartbeats(client).record(self._kind, self._name, self._queues)
+        except (RedisUnavailable, redis.RedisError, OSError, ValueError) as error:
+            log.debug("a heartbeat was not sent", kind=self._kind, error=type(error).__name__)
+            return False
+        return True
 
 
 def _text(value: bytes | str) -> str:

@@ -114,8 +114,8 @@ class Supervisor:
         return part
 
     def celery(self, name: str, *arguments: str) -> Part:
-        """Start `celery -A worker ARGUMENTS`."""
-        return self.start(name, ["-m", "celery", "--quiet", "-A", "worker", *arguments])
+        """Start `celery -A pipeline.worker ARGUMENTS`."""
+        return self.start(name, ["-m", "celery", "--quiet", "-A", "pipeline.worker", *arguments])
 
     def start_pipeline(self, *, web: str, workers: int = 2) -> None:
         """Start the pipeline's own processes: a worker for each group of queues, beat, and the web server at *web*."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -97,6 +98,17 @@ def logged_with(**fields: object) -> Iterator[None]:
     """Add fields to every line of this thread until the block ends, those of libraries included."""
     with structlog.contextvars.bound_contextvars(**fields):
         yield
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, which may be logged; databases quote a refused row in the lines after it."""
+    return next(iter(str(error).strip().splitlines()), "")[:300] or type(error).__name__
+
+
+def place(error: BaseException) -> str:
+    """Where an error was raised: the innermost four calls, the innermost first."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    return " < ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}" for frame in reversed(frames))
 
 
 def _mask(settings: Settings) -> structlog.typing.Processor:

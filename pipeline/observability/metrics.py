@@ -218,8 +218,8 @@ LAST_RUN = Metric(
 )  # fmt: skip
 TASKS_DONE = Metric(
     "pipeline_tasks", "counter",
-    "Tasks by how they ended: done, failed, put back because the ledger was away, or kept aside in quarantine",
-    "workers", ("task", "result"), {"task": TASKS, "result": ("done", "failed", "put_back", "kept_aside")},
+    "Tasks by how they ended: done, failed, put back because the ledger was away, or quarantined",
+    "workers", ("task", "result"), {"task": TASKS, "result": ("done", "failed", "put_back", "quarantined")},
 )  # fmt: skip
 TASK_SECONDS = Metric(
     "pipeline_task_duration_seconds", "histogram", "How long a task ran; a slice of dispatch takes seconds by design",

@@ -61,7 +61,7 @@ def keep_heartbeat(app: Flask) -> None:
         url = settings.limiter_url
     except SettingsError:
         return  # a web process beside RabbitMQ needs no Redis
-    HeartbeatSender(url, "web", f"web@{socket.gethostname()}").keep_on()
+    HeartbeatSender(url, "web", f"web@{socket.gethostname()}").start_thread()
 
 
 _GUARDS = (

@@ -83,29 +83,29 @@ def _no_append_only_file() -> None:
     says="are not in the ledger",
 )
 def _acknowledge_early() -> None:
-    from pipeline.worker import app as tasks
+    from pipeline.worker import app
 
-    build = tasks.build_app
+    build = app.build_app
 
     def build_app(settings: Any) -> Any:
-        app = build(settings)
+        built = build(settings)
         for name in ("pipeline.intake", "pipeline.events"):
-            app.tasks[name].acks_late = False
-        return app
+            built.tasks[name].acks_late = False
+        return built
 
-    _replace(tasks, "build_app", build_app)
+    _replace(app, "build_app", build_app)
 
 
 @mechanism(
     "booked-delivery",
-    keeps="a message is booked in the step that takes it off its queue",
+    keeps="a message enters the unacked set in the step that takes it",
     experiment="frozen-machine",
     says="are not in the ledger",
 )
 def _take_as_kombu_does() -> None:
     from pipeline.broker import redis_transport
 
-    _replace(redis_transport, "book_when_taken", lambda: None)
+    _replace(redis_transport, "TRANSPORTS", {})
 
 
 @mechanism(
@@ -184,22 +184,22 @@ def _no_confirms() -> None:
     says="are not in the ledger",
 )
 def _give_up_at_once() -> None:
-    from pipeline.worker import app as tasks
+    from pipeline.worker import guard
 
     def give_up(task: Any, error: BaseException) -> None:
         """Nothing: the message is acknowledged."""
 
-    _replace(tasks, "_put_back", give_up)
+    _replace(guard, "_put_back", give_up)
 
 
 @mechanism("quarantine", keeps="what cannot be read is kept whole", experiment="poison", says="are in quarantine")
 def _drop_what_is_strange() -> None:
     from celery.worker.consumer import Consumer
 
-    from pipeline.worker.app import KeepingConsumer
+    from pipeline.worker.consumer import QuarantiningConsumer
 
     for name in ("on_unknown_message", "on_unknown_task", "on_invalid_task", "on_decode_error"):
-        _replace(KeepingConsumer, name, getattr(Consumer, name))
+        _replace(QuarantiningConsumer, name, getattr(Consumer, name))
 
 
 @mechanism(
@@ -209,14 +209,14 @@ def _drop_what_is_strange() -> None:
     says="went to quarantine",
 )
 def _read_whatever_comes() -> None:
-    from pipeline.worker import app as tasks
+    from pipeline.worker import guard
 
-    def cannot_read(mine: Any, task: Any, message: Any) -> bool:
-        if isinstance(message, dict) and message.get("v", 0) > tasks.MESSAGE_VERSION:
-            raise tasks.UnreadableBatch("an older release does not understand it")
+    def cannot_read(services: Any, task: Any, message: Any) -> bool:
+        if isinstance(message, dict) and message.get("v", 0) > guard.MESSAGE_VERSION:
+            raise guard.UnreadableBatch("an older release does not understand it")
         return False
 
-    _replace(tasks, "_left_to_newer", cannot_read)
+    _replace(guard, "_left_to_newer", cannot_read)
 
 
 # Nobody is called twice
@@ -407,7 +407,7 @@ def _never_probe() -> None:
 def _beat_by_the_wall_clock() -> None:
     from celery.beat import Scheduler
 
-    from pipeline.worker.app import SteadyScheduler
+    from pipeline.worker.beat import SteadyScheduler
 
     _replace(SteadyScheduler, "tick", Scheduler.tick)
 

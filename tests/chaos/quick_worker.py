@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.broker import messages, publisher
-from pipeline.worker import app as tasks
+from pipeline.worker import guard, tasks
 from tests.chaos import clock, mechanisms
 
 publisher.VISIBILITY_SECONDS = 8
-tasks._TIDY_SECONDS = 5.0
+tasks.TIDY_SECONDS = 5.0
 
 
 def _lingering(stage: Callable[..., Any], seconds: float) -> Callable[..., Any]:
@@ -36,7 +36,7 @@ def _lingering(stage: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 if _seconds := float(os.environ.get("CHAOS_LINGER_SECONDS", "0")):
     tasks.intake, tasks.events = _lingering(tasks.intake, _seconds), _lingering(tasks.events, _seconds)
 if _version := os.environ.get("CHAOS_MESSAGE_VERSION"):
-    messages.MESSAGE_VERSION = tasks.MESSAGE_VERSION = int(_version)
+    messages.MESSAGE_VERSION = guard.MESSAGE_VERSION = int(_version)
 mechanisms.switch_off(mechanisms.named_in_environment())
 
 from worker import app  # noqa: E402 - the app reads all of the above when it is built

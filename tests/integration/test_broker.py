@@ -41,7 +41,7 @@ from pipeline.broker import publisher as broker_module
 from pipeline.devstack.embedded_valkey import embedded_broker, free_port
 from pipeline.settings import Settings, SettingsError
 from pipeline.wiring import Services
-from pipeline.worker import app as tasks
+from pipeline.worker import guard
 from tests.conftest import CAMPAIGN
 from tests.waiting import patience, until
 
@@ -510,9 +510,9 @@ def test_a_newer_message_is_back_in_its_queue_while_the_worker_that_left_it_rest
     mine = Services(make_settings(broker_url=valkey_url))
     task: Any = SimpleNamespace(name="pipeline.events", request=SimpleNamespace(id="x"))
     while_it_rests: list[int] = []
-    monkeypatch.setattr(tasks, "_pause", lambda: while_it_rests.append(mine.broker.depths()["events"]))
+    monkeypatch.setattr(guard, "_pause", lambda: while_it_rests.append(mine.broker.depths()["events"]))
 
-    assert tasks._left_to_newer(mine, task, {"v": MESSAGE_VERSION + 1, "events": []})
+    assert guard._left_to_newer(mine, task, {"v": MESSAGE_VERSION + 1, "events": []})
     assert while_it_rests == [1]
-    assert not tasks._left_to_newer(mine, task, {"v": MESSAGE_VERSION, "events": []})
+    assert not guard._left_to_newer(mine, task, {"v": MESSAGE_VERSION, "events": []})
     assert mine.broker.depths()["events"] == 1

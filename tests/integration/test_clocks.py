@@ -21,8 +21,9 @@ from pipeline.ledger import Ledger, StoredEvent, database
 from pipeline.ledger.tables import campaigns, leads
 from pipeline.settings import Settings
 from pipeline.wiring import Services
-from pipeline.worker import app as tasks
-from pipeline.worker.app import DiscreetRequest, build_app
+from pipeline.worker import tasks
+from pipeline.worker.app import build_app
+from pipeline.worker.request import DiscreetRequest
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead
 
 HOUR = timedelta(hours=1)
@@ -170,7 +171,7 @@ def test_beat_sends_on_when_the_clock_is_set_back(
     app = build_app(make_settings(broker_url=valkey_url, sweep_seconds=0.05))
     sent: list[str] = []
     scheduler = Service(app=app, scheduler_cls=app.conf.beat_scheduler).scheduler
-    monkeypatch.setattr(scheduler, "apply_entry", lambda entry, **_: sent.append(entry.name))
+    monkeypatch.setattr(scheduler, "apply_async", lambda entry, **_: sent.append(entry.name))
     scheduler.tick()
     assert sorted(sent) == ["sweep", "tidy"]
     for entry in scheduler.schedule.values():

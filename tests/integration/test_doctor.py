@@ -89,11 +89,11 @@ class Installation:
     ) -> None:
         """Let the parts note themselves, as they do."""
         self.valkey.flushdb()
-        self.heartbeats.note("worker", "w@here", queues)
+        self.heartbeats.record("worker", "w@here", queues)
         if beat:
-            self.heartbeats.note("beat", "beat@here")
+            self.heartbeats.record("beat", "beat@here")
         if web:
-            self.heartbeats.note("web", "here")
+            self.heartbeats.record("web", "here")
         if swept:
             self.heartbeats.ran("sweep")
 

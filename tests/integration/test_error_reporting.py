@@ -27,7 +27,8 @@ PROGRAM = """
 import sys
 sys.argv.append("+919800000001")
 from flask import request
-from pipeline.worker import app as tasks
+from pipeline.worker.app import build_app
+from pipeline.worker.guard import StageFailed, plain
 from pipeline.observability import error_reporting
 from pipeline.observability.logs import configure_logs, logger
 from pipeline.settings import load_settings
@@ -53,7 +54,7 @@ log.error("a stage failed", error="ValueError", where="intake.py:3 take_in", lea
           phone="9800000001", reason="Asha said: I am not at home")
 log.warning("only a warning", lead="l-9")
 
-app = tasks.build_app(settings)
+app = build_app(settings)
 @app.task(name="pipeline.broken")
 def broken_task(message):
     person = message
@@ -64,8 +65,8 @@ broken_task.delay({"phone": "9800000001", "data": {"name": "Asha"}})
 def stage(mine):
     raise OSError("of +919800000001")
 try:
-    app.task(tasks._plain(stage), name="pipeline.stage", bind=True).delay()
-except tasks.StageFailed:
+    app.task(plain(stage), name="pipeline.stage", bind=True).delay()
+except StageFailed:
     pass
 
 import sentry_sdk

@@ -28,8 +28,9 @@ from pipeline.ledger import EVENTS_AT_ONCE, Ledger, StoredEvent, digest_of
 from pipeline.ledger.calls import _MERGERS_TURN
 from pipeline.ledger.tables import call_events
 from pipeline.settings import Settings
-from pipeline.wiring import Services
-from pipeline.worker import app as tasks
+from pipeline.wiring import Services, close_services
+from pipeline.worker import guard
+from pipeline.worker.guard import guarded
 from tests.conftest import CAMPAIGN, NOW
 from tests.waiting import patience
 
@@ -282,7 +283,7 @@ def test_a_message_that_was_put_back_by_itself_is_no_death(
     make_settings: MakeSettings, valkey_url: str, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker marks it as given out before; a death at its next run is counted all the same."""
-    monkeypatch.setattr(tasks, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(guard, "PAUSE_SECONDS", 0.0)
     request = SimpleNamespace(id="an-id", delivery_info={}, retries=0)
     settings = make_settings(broker_url=valkey_url)
     task = SimpleNamespace(app=SimpleNamespace(pipeline_settings=settings), request=request, name="pipeline.events")
@@ -293,13 +294,13 @@ def test_a_message_that_was_put_back_by_itself_is_no_death(
 
     try:
         with pytest.raises(Reject):
-            tasks._guarded(away)(task, {})
+            guarded(away)(task, {})
         assert 0 < valkey.ttl("futwork:deaths:spared:an-id") <= 24 * 3600
         request.delivery_info["redelivered"] = True
         for _ in range(2):
-            tasks._guarded(lambda _parts, _message, *, again: told.append(again))(task, {})
+            guarded(lambda _parts, _message, *, again: told.append(again))(task, {})
     finally:
-        tasks.close_services()
+        close_services()
     assert told == [False, True]
 
 

@@ -1,4 +1,4 @@
-"""How messages are taken off a Redis queue: booked in the same step, so that nothing is in a socket alone."""
+"""How messages are taken out of a Redis queue: into the unacked set in one step, so that none is in a socket alone."""
 
 from __future__ import annotations
 
@@ -11,32 +11,27 @@ from typing import Any
 from unittest.mock import Mock
 
 import kombu
-import kombu.transport
 import pytest
 import redis
 
-from pipeline.broker.redis_transport import REST_SECONDS, RedisQueues, bell_of, book_when_taken, keep_malformed
+from pipeline.broker.redis_transport import (
+    WAIT_SECONDS,
+    RedisQueues,
+    WorkerConnection,
+    quarantine_malformed,
+    wake_up_key,
+)
 from pipeline.observability.logs import logger
 from tests.waiting import until
 
 QUEUE = kombu.Queue("delivery", kombu.Exchange("delivery", type="direct"), routing_key="delivery")
 
 
-@pytest.fixture(autouse=True)
-def _booking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our transport for the length of a test."""
-    monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
-    monkeypatch.setattr("pipeline.broker.redis_transport.TRANSPORT_ALIASES", kombu.transport.TRANSPORT_ALIASES)
-    resolve = kombu.transport.resolve_transport  # an earlier test of this process may have connected in kombu's own way
-    monkeypatch.setattr(kombu.transport, "_transport_cache", {"redis": resolve("redis")})
-    book_when_taken()
-
-
 @pytest.fixture
 def connection(valkey: redis.Redis, valkey_url: str) -> Iterator[kombu.Connection]:
     """A worker's connection."""
     options = {"visibility_timeout": 1, "unacked_restore_throttle": 1}  # kombu looks for the abandoned when it can
-    with kombu.Connection(valkey_url, transport_options=options) as made:
+    with WorkerConnection(valkey_url, transport_options=options) as made:
         yield made
 
 
@@ -81,15 +76,17 @@ def taken_by_another(connection: kombu.Connection) -> list[Any]:
     return received
 
 
-def test_a_message_is_booked_before_its_worker_has_read_it(connection: kombu.Connection, valkey: redis.Redis) -> None:
-    """The reply of a worker that died with it unread, or whose machine is gone, is given out again."""
+def test_a_message_is_in_the_unacked_set_before_its_worker_has_read_it(
+    connection: kombu.Connection, valkey: redis.Redis
+) -> None:
+    """The message of a worker that died before it read it, or whose machine is gone, is delivered again."""
     publish(connection, {"lead": 1})
     take_and_die(connection, valkey)
     assert taken_by_another(connection) == [{"lead": 1}]
     assert valkey.hlen("unacked") == valkey.llen("delivery") == 0
 
 
-def test_who_dies_while_it_gives_out_again_keeps_the_others_from_it_for_seconds_only(
+def test_a_process_that_dies_while_it_restores_messages_keeps_the_others_from_it_for_seconds_only(
     connection: kombu.Connection, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen where Valkey was killed in that moment: the lock was in its file, and events waited for five minutes."""
@@ -115,7 +112,7 @@ def test_who_dies_while_it_gives_out_again_keeps_the_others_from_it_for_seconds_
 def test_what_a_dead_worker_held_comes_back_although_the_next_hosts_clock_was_set_back(
     connection: kombu.Connection, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen where a clock went back by an hour after a kill: what was held lay in the books for an hour."""
+    """Seen where a clock went back by an hour after a kill: what was held stayed in the unacked set for an hour."""
     publish(connection, {"lead": 1})
     take_and_die(connection, valkey)
     for module in ("pipeline.broker.redis_transport", "kombu.transport.redis"):
@@ -126,7 +123,7 @@ def test_what_a_dead_worker_held_comes_back_although_the_next_hosts_clock_was_se
 def test_what_a_dead_worker_held_comes_back_although_the_servers_clock_was_set_back(
     connection: kombu.Connection, valkey: redis.Redis
 ) -> None:
-    """kombu looks at no booking of the future, so it would lie there until the clock has caught up."""
+    """kombu does not look at the future, so the message would stay there until the clock has caught up."""
     publish(connection, {"lead": 1})
     take_and_die(connection, valkey)
     for tag in valkey.zrange("unacked_index", 0, -1):
@@ -135,8 +132,8 @@ def test_what_a_dead_worker_held_comes_back_although_the_servers_clock_was_set_b
     assert valkey.hlen("unacked") == valkey.zcard("unacked_index") == 0
 
 
-def test_a_message_is_written_into_the_books_once(connection: kombu.Connection, valkey: redis.Redis) -> None:
-    """kombu would write what it holds into the books again, a round trip and the whole message for each."""
+def test_a_message_is_written_into_the_unacked_set_once(connection: kombu.Connection, valkey: redis.Redis) -> None:
+    """kombu would write each message that it takes into the set again: a round trip and the whole message."""
     publish(connection, {"lead": 1})
     received: list[Any] = []
     valkey.config_resetstat()
@@ -148,7 +145,9 @@ def test_a_message_is_written_into_the_books_once(connection: kombu.Connection, 
     assert valkey.hlen("unacked") == 0
 
 
-def test_what_has_no_place_in_the_books_is_booked_by_kombu(connection: kombu.Connection, valkey: redis.Redis) -> None:
+def test_a_message_without_a_tag_as_text_is_put_into_the_unacked_set_by_kombu(
+    connection: kombu.Connection, valkey: redis.Redis
+) -> None:
     """Such as a message whose tag is a number, which a foreign producer may give it."""
     properties = {"delivery_tag": 7, "delivery_info": {"exchange": "", "routing_key": "delivery"}}
     valkey.lpush("delivery", json.dumps({"body": "1", "content-type": "application/json", "properties": properties}))
@@ -163,14 +162,14 @@ def test_what_has_no_place_in_the_books_is_booked_by_kombu(connection: kombu.Con
 def test_a_malformed_message_that_could_not_be_kept_comes_again(
     connection: kombu.Connection, valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.broker.redis_transport._keepers", [])
+    monkeypatch.setattr("pipeline.broker.redis_transport._Unacked.quarantine", None)
     given, answers = [], [False, True]
 
     def keep(item: bytes) -> bool:
         given.append(json.loads(item)["body"])
         return answers.pop(0)
 
-    keep_malformed(keep)
+    quarantine_malformed(keep)
     publish(connection, {"lead": 1})
     message = json.loads(valkey.rpop("delivery"))
     valkey.lpush("delivery", json.dumps(message | {"body": 5}))
@@ -201,7 +200,7 @@ def test_messages_come_in_their_order_and_an_acknowledged_one_leaves_no_trace(
 
 
 def test_a_message_that_is_rejected_with_requeue_comes_again(connection: kombu.Connection) -> None:
-    """The book that the script writes is the one that kombu restores from."""
+    """The set that the script writes is the one that kombu restores from."""
     publish(connection, {"text": 'quotes " and \\ and ü'})
     received: list[Any] = []
 
@@ -214,8 +213,8 @@ def test_a_message_that_is_rejected_with_requeue_comes_again(connection: kombu.C
     assert received == [{"text": 'quotes " and \\ and ü'}] * 2
 
 
-def test_an_idle_worker_rests_between_two_looks(connection: kombu.Connection, valkey: redis.Redis) -> None:
-    """It must not spin; and a message that comes meanwhile waits no longer than the rest."""
+def test_an_idle_worker_waits_between_two_looks(connection: kombu.Connection, valkey: redis.Redis) -> None:
+    """It must not spin."""
     with connection.Consumer(QUEUE, callbacks=[lambda _, message: message.ack()]):
         before = int(valkey.info("commandstats").get("cmdstat_eval", {"calls": 0})["calls"])
         ends = time.monotonic() + 1
@@ -225,7 +224,7 @@ def test_an_idle_worker_rests_between_two_looks(connection: kombu.Connection, va
             except (TimeoutError, socket.timeout):  # noqa: UP041
                 continue
         looks = int(valkey.info("commandstats")["cmdstat_eval"]["calls"]) - before
-    assert 5 < looks <= 1 / REST_SECONDS + 5
+    assert 5 < looks <= 1 / WAIT_SECONDS + 5
 
 
 @pytest.fixture
@@ -276,11 +275,11 @@ def test_a_child_of_a_fork_uses_none_of_its_parents_connections(
     assert parents not in queues._idle
 
 
-def test_a_worker_that_rests_is_woken_by_the_bell_of_its_queue(
+def test_an_idle_worker_is_woken_by_the_wake_up_key_of_its_queue(
     connection: kombu.Connection, queues: RedisQueues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rest is half a minute here: nothing else could wake it in time."""
-    monkeypatch.setattr("pipeline.broker.redis_transport.REST_SECONDS", 30)
+    """The wait is half a minute here: nothing else could end it in time."""
+    monkeypatch.setattr("pipeline.broker.redis_transport.WAIT_SECONDS", 30)
     received: list[Any] = []
     other = kombu.Queue("other", kombu.Exchange("other", type="direct"), routing_key="other")
 
@@ -292,17 +291,17 @@ def test_a_worker_that_rests_is_woken_by_the_bell_of_its_queue(
         for number in range(3):
             with pytest.raises(TimeoutError):
                 connection.drain_events(timeout=0.1)
-            assert consumer.channel._rests
+            assert consumer.channel._waits
             put(queues, number)
             drain(connection, until=lambda: len(received) == number + 1)  # noqa: B023 - called before it changes
     assert received == [0, 1, 2]
 
 
-def test_each_of_two_workers_that_rest_is_woken_for_one_of_two_messages(
+def test_each_of_two_idle_workers_is_woken_for_one_of_two_messages(
     connection: kombu.Connection, queues: RedisQueues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A ring wakes one worker, so two messages must ring twice."""
-    monkeypatch.setattr("pipeline.broker.redis_transport.REST_SECONDS", 30)
+    """One push wakes one worker, so two messages must wake two."""
+    monkeypatch.setattr("pipeline.broker.redis_transport.WAIT_SECONDS", 30)
     received: dict[str, list[Any]] = {"one": [], "two": []}
     with connection.clone() as other:
         consumers = [
@@ -313,7 +312,7 @@ def test_each_of_two_workers_that_rest_is_woken_for_one_of_two_messages(
             consumer.consume()
             with pytest.raises(TimeoutError):
                 each.drain_events(timeout=0.1)
-            assert consumer.channel._rests
+            assert consumer.channel._waits
         put(queues, 1)
         put(queues, 2)
         for name, each in (("one", connection), ("two", other)):
@@ -321,13 +320,13 @@ def test_each_of_two_workers_that_rest_is_woken_for_one_of_two_messages(
     assert sorted(received["one"] + received["two"]) == [1, 2]
 
 
-def test_a_bell_that_nobody_hears_keeps_few_rings_and_they_do_no_harm(
+def test_a_wake_up_key_at_which_no_worker_waits_stays_short_and_does_no_harm(
     connection: kombu.Connection, queues: RedisQueues, valkey: redis.Redis
 ) -> None:
-    """Without a worker, or with busy ones alone, rings must not pile up; each that is left is one look for nothing."""
+    """Without an idle worker the pushes must not pile up; each that is left is one look for nothing."""
     for number in range(100):
         put(queues, number)
-    assert (valkey.llen("delivery"), valkey.llen(bell_of("delivery"))) == (100, 16)
+    assert (valkey.llen("delivery"), valkey.llen(wake_up_key("delivery"))) == (100, 16)
     received: list[Any] = []
 
     def take(body: Any, message: Any) -> None:
@@ -335,7 +334,7 @@ def test_a_bell_that_nobody_hears_keeps_few_rings_and_they_do_no_harm(
         message.ack()
 
     with connection.Consumer(QUEUE, callbacks=[take]):
-        drain(connection, until=lambda: len(received) == 100 and not valkey.llen(bell_of("delivery")))
+        drain(connection, until=lambda: len(received) == 100 and not valkey.llen(wake_up_key("delivery")))
         put(queues, 100)
         drain(connection, until=lambda: len(received) == 101)
     assert list(range(101)) == received

@@ -16,7 +16,7 @@ from pipeline.intake import Intake
 from pipeline.ledger import Ledger
 from pipeline.replay import Replayed, replay_all
 from pipeline.settings import Settings
-from pipeline.worker import app as tasks
+from pipeline.worker.dead_letters import quarantine_or_spool
 from tests.conftest import CAMPAIGN, NOW, make_lead
 from tests.integration.test_events import make_event
 
@@ -79,7 +79,7 @@ def test_what_came_through_the_spool_is_in_quarantine_as_what_it_is(
     lead = make_lead(1)
     rows = [{"phone": lead.phone, "data": lead.data, "key": lead.key}]
     body = json.dumps([[lead_batch(CAMPAIGN, rows, batch_id=uuid.uuid4())], {}]).encode()
-    assert tasks.keep_aside(away, kind, body, reason="it ended: its worker died")
+    assert quarantine_or_spool(away, kind, body, reason="it ended: its worker died")
     spool = Spool(settings.spool_dir, max_bytes=10**8)
     assert spool.drain(lambda message: bool(Events(ledger, settings).take_in(decode_events(message)))) == 1
     (found,) = ledger.quarantine.waiting()
@@ -91,4 +91,4 @@ def test_what_came_through_the_spool_is_in_quarantine_as_what_it_is(
 
 def test_who_keeps_aside_learns_that_nothing_took_it(make_settings: Callable[..., Settings]) -> None:
     away = make_settings(database_url="postgresql://nobody@127.0.0.1:1/x", spool_max_bytes=1)
-    assert not tasks.keep_aside(away, "message", b"a body", reason="its envelope is wrong")
+    assert not quarantine_or_spool(away, "message", b"a body", reason="malformed envelope")

@@ -62,9 +62,9 @@ def installation(
                         "FUTWORK_API_KEY": "k", "SPOOL_DIR": str(tmp_path / "spool")}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     heartbeats = Heartbeats(valkey)
-    heartbeats.note("worker", "w@here", QUEUES)
-    heartbeats.note("beat", "beat@here")
-    heartbeats.note("web", "here")
+    heartbeats.record("worker", "w@here", QUEUES)
+    heartbeats.record("beat", "beat@here")
+    heartbeats.record("web", "here")
     heartbeats.ran("sweep")
     ledger = Ledger(load_settings().database_url)
     now = datetime.now(UTC)
@@ -126,7 +126,7 @@ def test_what_needs_attention_has_its_level_and_its_command(
     installation.leads.settle_lost_claims(now=now + timedelta(minutes=1))
     installation.quarantine.put("event", b"[]", reason="no object", now=now)
     valkey.delete("{futwork:pulse}:beat:times")
-    Heartbeats(valkey).note("worker", "w@here", ("intake",))
+    Heartbeats(valkey).record("worker", "w@here", ("intake",))
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / "1.events").write_bytes(b"x")
 

@@ -12,7 +12,8 @@ from typing import Any
 from pipeline.broker import publisher
 from pipeline.settings import load_settings
 from pipeline.wiring import Services
-from pipeline.worker import app as tasks
+from pipeline.worker import guard, tasks
+from pipeline.worker.app import build_app
 from tests.journey.deadly_worker_names import KILLS_ITS_PROCESS, KILLS_THE_WORKER
 
 _intake = tasks.intake
@@ -32,7 +33,7 @@ def intake(mine: Services, message: Any, *, again: bool) -> None:
 
 tasks.intake = intake
 publisher.VISIBILITY_SECONDS = int(os.environ.get("DEADLY_VISIBILITY_SECONDS", publisher.VISIBILITY_SECONDS))
-tasks._MOST_DEATHS = int(os.environ.get("DEADLY_MOST_DEATHS", tasks._MOST_DEATHS))
-app = tasks.build_app(load_settings())
+guard.MOST_CRASHES = int(os.environ.get("DEADLY_MOST_DEATHS", guard.MOST_CRASHES))
+app = build_app(load_settings())
 if app.conf.broker_url.startswith("redis"):
     app.conf.broker_transport_options["unacked_restore_interval"] = 1

@@ -94,7 +94,7 @@ def _note_parts(url: str, over: threading.Event) -> None:
         Heartbeats(client).ran("sweep")
     while not over.is_set():
         for part in parts:
-            part.note()
+            part.send()
         over.wait(0.5)
 
 

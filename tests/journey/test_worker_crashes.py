@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import enqueue
 from pipeline.broker import VISIBILITY_SECONDS, lead_batch
-from pipeline.worker.app import _MOST_DEATHS
+from pipeline.worker.guard import MOST_CRASHES
 from tests.conftest import CAMPAIGN
 from tests.journey import deadly_worker_names as deadly
 from tests.journey.conftest import in_flight, phones_in, quarantined, rows, slow_ledger
@@ -44,7 +44,7 @@ def test_a_batch_on_which_every_process_dies_ends_in_quarantine_after_a_few(flee
     [kept] = until(lambda: quarantined(fleet), what=lambda: worker.log)
     assert json.loads(kept.body) == [[message], {}]
     assert "WorkerLostError" in kept.reason
-    assert (fleet.folder / "deaths").read_text().count("\n") == _MOST_DEATHS + 1 == 4
+    assert (fleet.folder / "deaths").read_text().count("\n") == MOST_CRASHES + 1 == 4
     until(lambda: fleet.accepted() == 600, what=lambda: worker.log)
     until(lambda: fleet.broker.depths()["intake"] == in_flight(fleet) == 0)
 
@@ -77,6 +77,6 @@ def test_a_batch_on_which_every_worker_dies_ends_in_quarantine_after_a_few(
         assert deaths <= 2
     [kept] = quarantined(fleet)
     assert json.loads(kept.body) == [[message], {}]
-    assert kept.reason == f"{deaths} worker processes died on it"
+    assert kept.reason == f"{deaths} worker processes crashed on it"
     assert deaths == 2
     assert phones_in(fleet.logs()) == []

@@ -15,7 +15,11 @@ from kombu.exceptions import OperationalError
 
 from pipeline.ledger import LedgerUnavailable, SchemaMismatch, ledger_is_at_fault
 from pipeline.settings import Settings, SettingsError
-from pipeline.worker import app as tasks
+from pipeline.wiring import close_services
+from pipeline.worker.app import build_app
+from pipeline.worker.dead_letters import arguments_as_bytes, printable
+from pipeline.worker.guard import StageFailed, guarded, plain
+from pipeline.worker.request import DiscreetRequest, describe_arguments
 from tests.conftest import CAMPAIGN
 
 
@@ -34,7 +38,7 @@ from tests.conftest import CAMPAIGN
     ],
 )
 def test_arguments_are_described_without_personal_data(task: str, args: list[Any], about: str) -> None:
-    assert tasks.describe_arguments(task, args) == about
+    assert describe_arguments(task, args) == about
 
 
 def test_a_stage_that_fails_tells_where_and_not_what_a_database_quotes(
@@ -47,8 +51,8 @@ def test_a_stage_that_fails_tells_where_and_not_what_a_database_quotes(
     task = SimpleNamespace(
         app=SimpleNamespace(pipeline_settings=make_settings()), name="pipeline.sweep", request=request
     )
-    with pytest.raises(tasks.StageFailed) as caught:
-        tasks._plain(sweep)(task)
+    with pytest.raises(StageFailed) as caught:
+        plain(sweep)(task)
     assert str(caught.value).startswith("ValueError: a row was refused (test_tasks.py:")
     assert "9800000001" not in str(caught.value)
     assert caught.value.__suppress_context__
@@ -66,9 +70,9 @@ def test_a_stage_learns_that_a_process_died_over_its_message(
     settings = make_settings(broker_url="redis://127.0.0.1:9/0")
     task = SimpleNamespace(app=SimpleNamespace(pipeline_settings=settings), request=request, name="pipeline.events")
     try:
-        tasks._guarded(lambda _parts, message, *, again: told.append((message, again)))(task, {})
+        guarded(lambda _parts, message, *, again: told.append((message, again)))(task, {})
     finally:
-        tasks.close_services()
+        close_services()
     assert told == [({}, again)]
 
 
@@ -79,7 +83,7 @@ def test_whatever_could_be_decoded_can_be_kept(depth: int) -> None:
     decoded = json.loads(text) if depth < 800 else _on_an_empty_stack(lambda: json.loads(text))
 
     def deep_in_the_stack(frames: int) -> bytes:
-        return deep_in_the_stack(frames - 1) if frames else tasks._as_bytes([decoded], {})
+        return deep_in_the_stack(frames - 1) if frames else arguments_as_bytes([decoded], {})
 
     assert json_length(deep_in_the_stack(100)) == len(text)
 
@@ -97,12 +101,12 @@ def _on_an_empty_stack(call: Callable[[], Any]) -> Any:
 
 @pytest.mark.parametrize("value", ["\ud800", 10**400, float("nan"), "\0"])
 def test_values_that_only_json_takes_are_kept(value: object) -> None:
-    assert json.loads(tasks._as_bytes([value], {"a": value}).decode())[0] == [pytest.approx(value, nan_ok=True)]
+    assert json.loads(arguments_as_bytes([value], {"a": value}).decode())[0] == [pytest.approx(value, nan_ok=True)]
 
 
 def test_reasons_are_text_that_every_database_takes() -> None:
-    assert tasks._printable("a\0b\ud800c\nd नमस्ते") == "a?b?c?d नमस्ते"
-    assert len(tasks._printable("x" * 5000)) == 1000
+    assert printable("a\0b\ud800c\nd नमस्ते") == "a?b?c?d नमस्ते"
+    assert len(printable("x" * 5000)) == 1000
 
 
 def test_only_what_is_about_the_data_is_the_messages_fault() -> None:
@@ -138,7 +142,7 @@ def test_an_app_without_a_redis_for_the_limit_is_not_built(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SettingsError, match="REDIS_URL is not set"):
-        tasks.build_app(make_settings(broker_url="amqp://127.0.0.1"))
+        build_app(make_settings(broker_url="amqp://127.0.0.1"))
 
 
 def test_what_a_killed_child_had_is_left_to_the_broker_if_that_is_away_in_the_same_moment(
@@ -146,7 +150,7 @@ def test_what_a_killed_child_had_is_left_to_the_broker_if_that_is_away_in_the_sa
 ) -> None:
     """Seen where both were killed: nothing was wrong with the events, and they lay in quarantine."""
     nowhere = "redis://127.0.0.1:1/0"
-    app = tasks.build_app(make_settings(broker_url=nowhere, redis_url=nowhere))
+    app = build_app(make_settings(broker_url=nowhere, redis_url=nowhere))
     task = app.tasks["pipeline.events"]
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -161,7 +165,7 @@ def test_what_a_killed_child_had_is_left_to_the_broker_if_that_is_away_in_the_sa
         ack_log_error=lambda *_, **__: done.append("acknowledged"),
         reject_log_error=lambda _log, _errors, requeue: done.append(f"rejected, {requeue=}"),
     )  # fmt: skip
-    request = tasks.DiscreetRequest(
+    request = DiscreetRequest(
         message, app=app, task=task, headers=sent.headers, body=sent.body, decoded=True,
         on_ack=message.ack_log_error, on_reject=message.reject_log_error,
     )  # fmt: skip
@@ -184,7 +188,7 @@ def test_a_child_of_a_worker_that_shuts_down_does_not_wait_half_a_minute_to_end(
     """Seen with py-spy: the parent had its results and counted one too few, and a deployment's patience ran out."""
     import billiard.pool
 
-    tasks.build_app(make_settings(broker_url="redis://127.0.0.1:9/0"))
+    build_app(make_settings(broker_url="redis://127.0.0.1:9/0"))
     waited: list[float] = []
     monkeypatch.setattr(billiard.pool.time, "sleep", waited.append)
     child = billiard.pool.Worker.__new__(billiard.pool.Worker)

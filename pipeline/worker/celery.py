@@ -1,0 +1,14 @@
+"""Celery's entry, which it finds by itself: `celery -A pipeline.worker worker|beat|flower`."""
+
+import sys
+
+from pipeline.observability import error_reporting
+from pipeline.settings import SettingsError, load_settings
+from pipeline.worker.app import build_app
+
+try:
+    settings = load_settings()
+    error_reporting.begin(settings, part="worker")
+    app = build_app(settings)
+except SettingsError as error:
+    sys.exit(f"pipeline: {error}")
