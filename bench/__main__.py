@@ -21,6 +21,7 @@ FIGURES = {
     "submit_async": "the same against taskiq and BullMQ",
     "webhook": "webhook requests with a durable answer",
     "latency": "a lead's and an event's way through an idle pipeline",
+    "idle": "a pipeline with nothing to do",
     "intake": "leads from the broker into the ledger",
     "events": "post-call events into calls",
     "claim_history": "the cost of a claim with ten million leads of history",

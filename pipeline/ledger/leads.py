@@ -505,6 +505,8 @@ class Leads:
         )
         with self._db.write() as connection:
             ids = connection.scalars(lost).all()
+            if not ids:
+                return 0
             connection.execute(
                 sa.update(leads)
                 .where(leads.c.id.in_(ids))
@@ -516,8 +518,7 @@ class Leads:
                     reason="its dispatcher stopped before the outcome was recorded; the request may have been out",
                 )
             )
-        if ids:
-            log.warning("claims were lost: their leads are uncertain now", leads=ids)
+        log.warning("claims were lost: their leads are uncertain now", leads=ids)
         return len(ids)
 
     def take_back_the_future(self, *, now: datetime) -> int:

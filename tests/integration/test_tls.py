@@ -71,7 +71,7 @@ def is_inspected(url: str) -> bool:
 
 
 def is_heard(url: str, valkey: object) -> bool:
-    HeartbeatSender(url, "web", "a-host").note()
+    HeartbeatSender(url, "web", "a-host").send()
     return any(one.name == "a-host" for one in Heartbeats(valkey).alive())  # type: ignore[arg-type]
 
 

@@ -277,7 +277,7 @@ def test_malformed_messages_in_the_other_queues_do_not_stop_the_worker(
         until(lambda: len(quarantined(fleet)) == len(bodies) + 1, what=lambda: worker.log)
 
 
-def test_bad_rows_of_a_foreign_batch_are_kept_aside_and_the_good_ones_taken_in(watched: tuple[Fleet, Process]) -> None:
+def test_bad_rows_of_a_foreign_batch_are_quarantined_and_the_good_ones_taken_in(watched: tuple[Fleet, Process]) -> None:
     bad = [
         '{"phone":"9800000009","data":{"a":"\\ud800"}}',
         '{"phone":"9800000009","data":{},"key":"\\ud800"}',
