@@ -7,27 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.box import ROUNDED
 from rich.console import Console, Group
 from rich.live import Live
-from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.queries import STATE_COLOURS, one_line, show_story
+from pipeline.cli.queries import STATE_COLOURS, one_line, show_story, time_of
 from pipeline.cli.session import console
 from pipeline.settings import Rate
 
 _LINE_SECONDS = 2.0
-_SPEED_SECONDS = 2.0  # the span over which the rate is taken
+_SPEED_SECONDS = 2.0  # over which the rate is measured
 _TROUBLES = 5
 _FUNNEL = ("queued", "sending", "submitted", "called", "uncertain")
 _OUTCOMES = ("connected", "no_answer", "busy", "failed")
 
 
 class Screen:
-    """The person's view; everything goes to stderr, so that stdout holds the report alone."""
+    """The progress for a person; it goes to stderr, so that stdout holds the report alone."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = console(stderr=True)
@@ -39,7 +37,7 @@ class Screen:
         self._last_line = 0.0
 
     def say(self, text: str) -> None:
-        """One line of what happens now."""
+        """Say in one line what happens now."""
         self.console.print(Text(f"· {text}", style="dim"))
 
     @contextmanager
@@ -67,46 +65,38 @@ class Screen:
             self.say(f"{status['accepted']} accepted: {shown or 'none yet'}; {speed:.0f} POSTs/s of {self._rate}")
 
     def _view(self, status: dict[str, Any], troubles: list[dict[str, Any]], speed: float) -> Group:
-        """The view; its height does not change, so that nothing jumps."""
+        """The view; its height is always the same, so that nothing jumps."""
         leads = Table.grid(padding=(0, 2), expand=True)
         leads.add_column(no_wrap=True, min_width=10)
         leads.add_column(justify="right", min_width=6)
         leads.add_column(ratio=1)
-        total = max(1, status["accepted"])
         others = sum(n for state, n in status["leads"].items() if state not in _FUNNEL)
         for state, count in [*((state, status["leads"][state]) for state in _FUNNEL), ("other", others)]:
             colour = STATE_COLOURS.get(state, "blue")
-            bar = ProgressBar(total=total, completed=count, complete_style=colour, finished_style=colour)
-            leads.add_row(Text(state, style=colour if count else "dim"), f"{count:,}", bar)
-        calls = Table.grid(padding=(0, 2), expand=True)
-        calls.add_column(no_wrap=True)
-        calls.add_column(justify="right")
-        for outcome in _OUTCOMES:
-            count = status["calls"].get(outcome, 0)
-            calls.add_row(Text(outcome, style="" if count else "dim"), f"{count:,}")
-        allowed = Rate.parse(self._rate).per_second
-        calls.add_row("", "")
-        calls.add_row(Text("POSTs a second", style="bold"), f"{speed:.0f} of {allowed:g}")
-        problems = Table.grid(padding=(0, 2))
-        for _ in range(3):
-            problems.add_column(no_wrap=True, overflow="ellipsis")
-        for trouble in troubles[:_TROUBLES]:
-            when = trouble["started_at"].strftime("%H:%M:%S")
-            problems.add_row(
-                Text(when, style="dim"), Text(trouble["outcome"], style="yellow"), one_line(trouble["excerpt"])
+            bar = ProgressBar(
+                total=max(1, status["accepted"]), completed=count, complete_style=colour, finished_style=colour
             )
-        for _ in range(_TROUBLES - len(troubles)):
-            problems.add_row("", "", "")
-        upper = Table.grid(expand=True)
-        upper.add_column(ratio=3)
-        upper.add_column(ratio=2)
-        seconds = time.monotonic() - self._began
-        upper.add_row(
-            Panel(leads, title=f"{status['accepted']:,} leads", title_align="left", box=ROUNDED, border_style="dim"),
-            Panel(calls, title=f"calls · {seconds:.0f} s", title_align="left", box=ROUNDED, border_style="dim"),
+            leads.add_row(Text(state, style=colour if count else "dim"), f"{count:,}", bar)
+        calls = "   ".join(f"{outcome} {status['calls'].get(outcome, 0):,}" for outcome in _OUTCOMES)
+        lines = [
+            _line(time_of(one["started_at"]), one["outcome"], one["excerpt"], style="yellow")
+            for one in troubles[:_TROUBLES]
+        ]
+        return Group(
+            Text(f"{status['accepted']:,} leads · {time.monotonic() - self._began:.0f} s", style="bold"),
+            leads,
+            _line("calls", calls),
+            _line("POSTs a second", f"{speed:.0f} of {Rate.parse(self._rate).per_second:g}"),
+            Text("latest trouble, each dealt with", style="bold"),
+            *lines,
+            *[Text("")] * (_TROUBLES - len(lines)),
         )
-        title = "latest trouble, each dealt with"
-        return Group(upper, Panel(problems, title=title, title_align="left", box=ROUNDED, border_style="dim"))
+
+
+def _line(name: str, *words: object, style: str = "") -> Text:
+    """One line that is cut where the terminal ends."""
+    text = Text(f"{name}  ", style="dim", no_wrap=True, overflow="ellipsis")
+    return text.append("  ".join(one_line(word) for word in words), style=style)
 
 
 def print_report(report: Any, out: Console) -> None:
