@@ -218,15 +218,7 @@ def list_events(*, limit: int, as_json: bool) -> None:
         found = ledger.quarantine.waiting(limit=limit)
     for one in found:
         if as_json:
-            print_json(
-                {
-                    "digest": one.digest,
-                    "kind": one.kind,
-                    "reason": one.reason,
-                    "received_at": one.received_at,
-                    "body": one.body.decode("utf-8", "replace"),
-                }
-            )
+            print_json(asdict(one) | {"body": one.body.decode("utf-8", "replace")})
         else:
             click.echo(f"{one.received_at:%Y-%m-%d %H:%M:%S}Z  {one.kind:8} {one.digest[:12]}  {one_line(one.reason)}")
     if not found:

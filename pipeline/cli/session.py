@@ -9,7 +9,6 @@ import os
 import re
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -227,58 +226,48 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON (a li
 
 def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that choose leads, and hand them to the command as one `LeadFilter` named *which*."""
-    options = [
-        click.option("--id", "ids", multiple=True, type=click.UUID, help="A lead's id; repeatable."),
-        click.option("--campaign", callback=not_empty, help="Leads of this campaign."),
-        click.option(
-            "--state",
-            "states",
-            multiple=True,
-            type=click.Choice([state.value for state in LeadState]),
-            help="Leads in this state; repeatable.",
-        ),
-        click.option("--phone", callback=not_empty, help="Leads with this number, in any spelling."),
-        click.option("--key", callback=not_empty, help="Leads with this idempotency key."),
-        click.option("--accepted-after", type=click.DateTime(), help="Accepted at or after this time (UTC)."),
-        click.option("--accepted-before", type=click.DateTime(), help="Accepted before this time (UTC)."),
-        click.option(
-            "--unchanged-for",
-            metavar="SECONDS",
-            type=click.FloatRange(0, 10 * 365 * 24 * 3600, min_open=True),
-            help="In their state for at least this long.",
-        ),
-    ]
+    states = click.Choice([state.value for state in LeadState])
+    ten_years = click.FloatRange(0, 10 * 365 * 24 * 3600, min_open=True)
+    options = {
+        "ids": click.option("--id", "ids", multiple=True, type=click.UUID, help="A lead's id; repeatable."),
+        "campaign": click.option("--campaign", callback=not_empty, help="Leads of this campaign."),
+        "states": click.option("--state", "states", multiple=True, type=states, callback=_states,
+                               help="Leads in this state; repeatable."),
+        "phone": click.option("--phone", callback=_phone, help="Leads with this number, in any spelling."),
+        "key": click.option("--key", callback=not_empty, help="Leads with this idempotency key."),
+        "accepted_after": click.option("--accepted-after", type=click.DateTime(), callback=_utc,
+                                       help="Accepted at or after this time (UTC)."),
+        "accepted_before": click.option("--accepted-before", type=click.DateTime(), callback=_utc,
+                                        help="Accepted before this time (UTC)."),
+        "changed_before": click.option("--unchanged-for", "changed_before", metavar="SECONDS", type=ten_years,
+                                       callback=_ago, help="In their state for at least this long."),
+    }  # fmt: skip
 
     @wraps(command)
-    def run(
-        *,
-        ids: tuple[uuid.UUID, ...],
-        campaign: str | None,
-        states: tuple[str, ...],
-        phone: str | None,
-        key: str | None,
-        accepted_after: datetime | None,
-        accepted_before: datetime | None,
-        unchanged_for: float | None,
-        **rest: Any,
-    ) -> Any:
+    def run(**given: Any) -> Any:
         from pipeline.ledger import LeadFilter
 
-        which = LeadFilter(
-            ids=ids,
-            campaign=campaign,
-            states=tuple(LeadState(state) for state in states),
-            phone=None if phone is None else read_phone(phone),
-            key=key,
-            accepted_after=_utc(accepted_after),
-            accepted_before=_utc(accepted_before),
-            changed_before=None if unchanged_for is None else now() - timedelta(seconds=unchanged_for),
-        )
-        return command(which=which, **rest)
+        return command(which=LeadFilter(**{name: given.pop(name) for name in options}), **given)
 
-    for option in reversed(options):
+    for option in reversed(options.values()):
         run = option(run)
     return run
+
+
+def _states(_context: Any, _parameter: Any, values: tuple[str, ...]) -> tuple[LeadState, ...]:
+    return tuple(LeadState(value) for value in values)
+
+
+def _phone(context: Any, parameter: Any, value: str | None) -> str | None:
+    return None if not_empty(context, parameter, value) is None else read_phone(str(value))
+
+
+def _utc(_context: Any, _parameter: Any, value: datetime | None) -> datetime | None:
+    return None if value is None else value.replace(tzinfo=UTC)
+
+
+def _ago(_context: Any, _parameter: Any, seconds: float | None) -> datetime | None:
+    return None if seconds is None else now() - timedelta(seconds=seconds)
 
 
 def not_empty(_context: Any, _parameter: Any, value: str | None) -> str | None:
@@ -294,7 +283,3 @@ def read_phone(text: str) -> str:
         return to_e164(text, load_settings().default_region)
     except InvalidPhone as error:
         raise click.BadParameter(f"{text}: {error}", param_hint="--phone") from None
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    return None if moment is None else moment.replace(tzinfo=UTC)

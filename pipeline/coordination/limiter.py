@@ -16,7 +16,7 @@ from datetime import timedelta
 
 import redis
 
-from pipeline.coordination.connection import reaching, run
+from pipeline.coordination.connection import run
 from pipeline.settings import Rate
 
 _WHAT = "the rate limit"
@@ -207,12 +207,6 @@ class Limiter:
             self._standing, _WHAT, [self._key("stop", account), self._key("slow", account)], [RECOVERY_SECONDS]
         )
         return timedelta(milliseconds=max(0, int(stopped))), float(share)
-
-    def stopped_for(self, account: str) -> timedelta:
-        """How long the account is still stopped."""
-        with reaching(_WHAT):
-            left = self._client.pttl(self._key("stop", account))
-        return timedelta(milliseconds=max(0, int(left)))
 
     def _buckets(self, limits: Limits) -> list[str]:
         return [self._key("account", limits.account), self._key("campaign", limits.campaign)]

@@ -55,7 +55,7 @@ def works(settings: Settings) -> bool:
 
 def limits(url: str) -> bool:
     try:
-        Limiter(connect(url)).stopped_for("default")
+        Limiter(connect(url)).standing("default")[0]
     except RedisUnavailable:
         return False
     return True

@@ -112,13 +112,6 @@ class Reports:
         with self._db.one_moment() as connection:
             return list_leads(connection, which, limit=limit, after=after)
 
-    def call_events(self, call_sid: str) -> list[dict[str, Any]]:
-        """The events of one call, oldest first."""
-        query = sa.select(call_events).where(call_events.c.call_sid == call_sid)
-        with self._db.read() as connection:
-            found = connection.execute(query.order_by(call_events.c.received_at, call_events.c.digest).limit(100))
-            return [event_row(row) for row in found]
-
     def orphan(self, call_sid: str) -> dict[str, Any] | None:
         """One call without a lead, with its details, or None."""
         query = sa.select(calls).where(calls.c.call_sid == call_sid, calls.c.lead_id.is_(None))

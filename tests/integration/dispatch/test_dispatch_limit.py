@@ -219,7 +219,7 @@ def test_a_429_stops_every_campaign_of_its_account(bench):
         assert (done.ended, done.more, done.posts) == ("limit", False, 0)
         assert dispatcher.run("c-north").outcomes == {"accepted": 1}
         assert good.connections == 1
-    assert seconds(990) < bench.limiter.stopped_for("default") <= seconds(1000)
+    assert seconds(990) < bench.limiter.standing("default")[0] <= seconds(1000)
 
 
 def test_without_the_limit_nothing_is_sent(bench):

@@ -7,15 +7,19 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pytest
 import redis
 import sqlalchemy as sa
 
+from pipeline.broker import lead_batch
 from pipeline.domain.campaign import Hold, HoldKind
+from pipeline.ledger import LeadFilter
 from pipeline.ledger.tables import leads as lead_table
 from pipeline.settings import Settings
 from tests.conftest import CAMPAIGN
 from tests.integration.ops.conftest import (
+    DAY,
     MINUTE,
     NUMBER,
     Filled,
@@ -188,3 +192,47 @@ def test_a_replay_reads_what_can_be_read_now(sign: Sign, filled: Filled, setting
     assert filled.ledger.quarantine.get(good) is None
     assert filled.log() == [("asha", "events replay", 1), ("asha", "events replay", 0)]
     del settings
+
+
+def test_rows_and_messages_are_replayed_like_events(sign: Sign, filled: Filled) -> None:
+    quarantine, now = filled.ledger.quarantine, datetime.now(UTC)
+    row = {"campaign_id": CAMPAIGN, "lead": {"phone": "9800000042", "key": "a-row", "data": {}}}
+    batch = lead_batch(CAMPAIGN, [{"phone": "9800000043", "key": "in-a-batch", "data": {}}], batch_id=uuid.uuid4())
+    good = quarantine.put("lead", orjson.dumps(row), reason="an older release", now=now)
+    quarantine.put("batch", orjson.dumps([[batch], {}]), reason="killed its worker", now=now)
+    stays = quarantine.put("message", b"not ours", reason="unknown task name", now=now)
+    person = sign("asha")
+
+    one = person.get(person.post("/ops/quarantine/replay", digest=good).location).text
+    rest = person.get(person.post("/ops/quarantine/replay").location).text
+
+    assert "1 of 1 row taken in; 0 stay in quarantine." in one
+    assert "0 of 1 event read; 1 stay in quarantine. 1 of 1 message taken in; 0 stay in quarantine." in rest
+    found = {key for key in ("a-row", "in-a-batch") if filled.ledger.reports.leads(LeadFilter(key=key))}
+    assert found == {"a-row", "in-a-batch"}
+    assert quarantine.get(stays) is not None
+    assert (
+        "Nothing in quarantine can be replayed"
+        in person.get(person.post("/ops/quarantine/replay", digest=stays).location).text
+    )
+    assert [action for _, action, _ in filled.log()] == ["events replay"] * 3
+
+
+def test_a_number_is_put_on_the_do_not_call_list_and_taken_off_again(sign: Sign, filled: Filled) -> None:
+    person, before = sign("asha"), everything(filled.ledger)
+    for fields in ({"phone": "12"}, {"phone": NUMBER, "campaign": "no campaign"}, {}):
+        assert person.post("/ops/do-not-call/add", **fields).status_code == 422, fields
+        assert person.post("/ops/do-not-call/remove", **fields).status_code == 422, fields
+    assert everything(filled.ledger) == before
+
+    filled.ledger.interventions.retry(LeadFilter(ids=(filled.rejected[0],)), max_age=DAY, now=datetime.now(UTC))
+    phone = filled.ledger.reports.leads(LeadFilter(ids=(filled.rejected[0],)))[0]["phone"]
+    done = person.post("/ops/do-not-call/add", phone=phone, campaign=CAMPAIGN, reason="asked not to be called")
+    assert "1 queued lead suppressed" in person.get(done.location).text
+    assert filled.state_of(filled.rejected[0]) == "suppressed"
+    (entry,) = filled.ledger.suppressions.listed(limit=9)
+    assert (entry["phone"], entry["campaign_id"], entry["reason"]) == (phone, CAMPAIGN, "asked not to be called")
+
+    person.post("/ops/do-not-call/remove", phone=phone, campaign=CAMPAIGN)
+    assert filled.ledger.suppressions.listed(limit=9) == []
+    assert filled.log() == [("asha", "suppress remove", 1), ("asha", "suppress add", 1)]

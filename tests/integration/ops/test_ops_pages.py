@@ -50,6 +50,7 @@ def test_a_viewer_sees_no_number_anywhere(sign: Sign, filled: Filled) -> None:
     """The ledger was filled with the number in its key, data, excerpts, reasons, transcript, summary and bodies."""
     filled.ledger.campaigns.pause(CAMPAIGN, reason=f"{NUMBER} complained", now=datetime.now(UTC))
     operator, viewer = sign("asha"), sign("kiran")
+    assert operator.post("/ops/do-not-call/add", phone=NUMBER, reason=f"{NUMBER} asked").status_code == 303
     operator.post("/ops/leads/count", phone="99997 89877", action="retry")
     operator.post("/ops/leads/change", phone=NUMBER, action="retry", counted_at=a_minute_ago())
     seen = 0
