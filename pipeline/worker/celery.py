@@ -2,13 +2,15 @@
 
 import sys
 
-from pipeline.observability import error_reporting
+from pipeline.extras import MissingExtra
 from pipeline.settings import SettingsError, load_settings
-from pipeline.worker.app import build_app
 
 try:
+    from pipeline.observability import error_reporting
+    from pipeline.worker.app import build_app
+
     settings = load_settings()
     error_reporting.begin(settings, part="worker")
     app = build_app(settings)
-except SettingsError as error:
+except (MissingExtra, SettingsError) as error:
     sys.exit(f"pipeline: {error}")
