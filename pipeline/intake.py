@@ -1,6 +1,6 @@
 """Intake: batches of leads from the broker into the ledger, each lead once.
 
-Everything here is safe to repeat, so a batch that is delivered twice, or half, ends the same.
+Everything here is safe to repeat: a batch that is delivered twice, or stored in part, ends the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logger(__name__)
 
 
 class UnreadableBatch(ValueError):
-    """The message is not a batch of leads; the text says what is wrong with it."""
+    """The message is not a batch of leads; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class TakenIn:
 
 
 class Intake:
-    """Takes batches in and wakes a dispatcher for what is new."""
+    """Takes batches in and requests a dispatcher for them."""
 
     def __init__(
         self, ledger: Ledger, settings: Settings, *, wake: Callable[[str], None], counters: Counters | None = None
@@ -53,9 +53,9 @@ class Intake:
         self._counters = counters or Counters()
 
     def take_in(self, message: Any) -> TakenIn:
-        """Write a batch's valid leads to the ledger and its bad rows to the quarantine; then wake a dispatcher.
+        """Write a batch's valid leads to the ledger, quarantine its bad rows, then request a dispatcher.
 
-        Raises `UnreadableBatch` if the message as a whole is no batch; the caller keeps it aside.
+        Raises `UnreadableBatch` if the message as a whole is no batch; the caller quarantines it.
         """
         campaign_id, batch_id, rows = _read(message)
         now = self._ledger.now()
@@ -67,13 +67,13 @@ class Intake:
                 traces.append(trace)
             except InvalidLead as error:
                 refused += 1
-                self._set_aside(campaign, row, str(error), now)
+                self._quarantine(campaign, row, str(error), now)
         result = self._ledger.leads.take_in(
             campaign, leads, batch_id=batch_id, max_age=self._max_age(campaign), now=now, traces=traces
         )
         here = tracing.traceparent()
         for trace, count in Counter(traces).items():
-            if trace and trace != here:  # of one of several requests that share this message
+            if trace and trace != here:  # the trace of one of several requests in this message
                 tracing.note("taken in", trace, {"campaign": campaign_id, "leads": count}, began=now, took=_since(now))
         log.info(
             "batch taken in",
@@ -94,8 +94,8 @@ class Intake:
             self._wake(campaign_id)
         return TakenIn(campaign_id, result.leads, result.accepted, refused, result.suppressed)
 
-    def _set_aside(self, campaign: Campaign, row: object, reason: str, now: datetime) -> None:
-        # Not orjson, which refuses lone surrogates, huge numbers and deep nesting: the very rows that end up here.
+    def _quarantine(self, campaign: Campaign, row: object, reason: str, now: datetime) -> None:
+        # Not orjson: it refuses lone surrogates, huge numbers and deep nesting, and such rows end up here.
         body = json.dumps({"campaign_id": campaign.id, "lead": row}, default=str).encode()
         self._ledger.quarantine.put("lead", body, reason=reason, now=now)
 
@@ -119,7 +119,7 @@ def _read(message: Any) -> tuple[str, uuid.UUID, list[object]]:
         raise UnreadableBatch("leads must be a list")
     given = message.get("batch")
     try:
-        # A foreign producer may leave the id out; then the content names the batch, and a repeat is the same one.
+        # A foreign producer may leave the id out. Then the content names the batch, so a repeat has the same id.
         batch_id = uuid.UUID(given) if given else uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(message, default=str))
     except (ValueError, TypeError, AttributeError):
         raise UnreadableBatch("batch must be a UUID") from None

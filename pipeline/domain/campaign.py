@@ -1,7 +1,7 @@
-"""What a campaign is allowed to do, and what makes it stop by itself; pure.
+"""What a campaign may do, and when the pipeline stops it; pure.
 
-A campaign is `active`, `paused` (an operator said so) or `held` (the pipeline said so). Held is not failed: the leads
-stay `queued`, and one of them probes Futwork at growing intervals until it is accepted.
+A campaign is `active`, `paused` (by an operator) or `held` (by the pipeline). Held is not failed: the leads stay
+`queued`, and one of them probes Futwork at growing intervals until it is accepted.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 _CAMPAIGN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 OUTAGE_RUN = 5  # troubled outcomes in a row without an acceptance; the design's figure
-REJECTION_RUN = 20  # rejected leads in a row: rather a schema that changed than twenty bad leads; the design's figure
+REJECTION_RUN = 20  # rejected leads in a row: a changed schema is likelier than twenty bad leads; the design's figure
 
 TROUBLE = frozenset({Outcome.NOT_SENT, Outcome.BUSY, Outcome.FAILED, Outcome.UNCERTAIN})
-"""Outcomes that a Futwork in good order has no reason for."""
+"""Outcomes that do not happen while Futwork works."""
 
 
 class InvalidCampaignId(ValueError):
@@ -38,7 +38,7 @@ class CampaignState(StrEnum):
     PAUSED = "paused"
     """An operator stopped it; only an operator starts it again. It is not probed."""
     HELD = "held"
-    """The pipeline stopped it for a reason that it names; a probe that is accepted releases it."""
+    """The pipeline stopped it and says why; a probe that is accepted releases it."""
 
 
 class HoldKind(StrEnum):
@@ -51,7 +51,7 @@ class HoldKind(StrEnum):
     REJECTIONS = "rejections"
     """A run of leads was rejected: the campaign's LeadSchema and the data no longer fit."""
     OUTAGE = "outage"
-    """A run of submissions failed, was busy, could not be sent or stayed without an answer."""
+    """A run of submissions failed, was busy, could not be sent or got no answer."""
     NO_KEY = "no_key"
     """No API key is configured for the campaign's account."""
 
@@ -71,20 +71,20 @@ ADVICE = {
     HoldKind.REFUSED_CAMPAIGN: (
         "Futwork does not know this campaign",
         (
-            "See whether it exists in Futwork's console, and whether FUTWORK_BASE_URL is right. If it is gone, cancel"
+            "Check that it exists in Futwork's console, and that FUTWORK_BASE_URL is right. If it is gone, cancel"
             " its leads, then resume it: nothing is sent, and it is no longer held."
         ),
     ),
     HoldKind.REJECTIONS: (
         "many leads in a row were rejected",
         (
-            "Open a rejected lead to see what Futwork disliked; usually the campaign's LeadSchema and the data no"
+            "Open a rejected lead to see why Futwork refused it; usually the campaign's LeadSchema and the data no"
             " longer fit. Correct that, resume, then retry the rejected leads."
         ),
     ),
     HoldKind.OUTAGE: (
-        "Futwork was down, or the way to it",
-        "Usually nothing: the first probe that is accepted releases it. If Futwork is up again, resume it now.",
+        "Futwork was down, or could not be reached",
+        "Usually nothing: the first probe that is accepted releases it. If Futwork works again, resume it now.",
     ),
 }
 """What each kind of hold means, and what to do, for commands and pages; as in docs/operations.md."""
@@ -122,7 +122,7 @@ class Runs:
 
 
 def hold_after(outcome: Outcome, runs: Runs, *, excerpt: str) -> Hold | None:
-    """The hold that an outcome calls for, given the runs that it completes, or None to go on."""
+    """The hold that an outcome requires, given the runs that it completes, or None to go on."""
     if outcome is Outcome.REFUSED_KEY:
         return Hold(HoldKind.REFUSED_KEY, f"Futwork refused the API key: {excerpt}")
     if outcome is Outcome.REFUSED_CAMPAIGN:
@@ -130,7 +130,7 @@ def hold_after(outcome: Outcome, runs: Runs, *, excerpt: str) -> Hold | None:
     if runs.rejected >= REJECTION_RUN:
         return Hold(HoldKind.REJECTIONS, f"{runs.rejected} leads in a row were rejected, the last with: {excerpt}")
     if runs.troubled >= OUTAGE_RUN:
-        return Hold(HoldKind.OUTAGE, f"{runs.troubled} submissions in a row had no good end, the last: {excerpt}")
+        return Hold(HoldKind.OUTAGE, f"{runs.troubled} submissions in a row failed, the last: {excerpt}")
     return None
 
 

@@ -24,10 +24,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from pipeline.domain.phone import to_e164
 
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "platform.futwork.ai")
-"""The namespace of every lead id. It is part of the wire contract: a new one would make every known lead a new one."""
+"""The namespace of every lead id. It is part of the wire contract: with another one, known leads would be new leads."""
 
 DATA_MAX_BYTES = 32 * 1024
-"""The largest `recipientData` that is taken, as JSON. Futwork states no limit; prompts of this size are a mistake."""
+"""The largest `data` that is accepted, as JSON. Futwork states no limit; data of this size is a mistake."""
 
 _DATA_MAX_DEPTH = 16
 _NAMESPACE_BYTES = NAMESPACE.bytes
@@ -35,7 +35,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class LeadState(StrEnum):
-    """Where a lead stands. Every lead is in exactly one state, so the accepted leads are the sum over all."""
+    """Where a lead stands. Every lead is in exactly one state, so the states add up to the accepted leads."""
 
     QUEUED = "queued"
     """In the ledger and waiting for `due_at`, a free slot and an active campaign; a claim moves it on."""
@@ -52,17 +52,17 @@ class LeadState(StrEnum):
     EXHAUSTED = "exhausted"
     """Every allowed attempt was used up; `retry` by an operator is the only way on."""
     EXPIRED = "expired"
-    """It grew older than the campaign allows before it could be sent."""
+    """It became older than the campaign allows before it could be sent."""
     CANCELLED = "cancelled"
-    """An operator, or the policy `drop` for uncertain leads, took it out."""
+    """An operator cancelled it, or the policy `drop` for uncertain leads did."""
     SUPPRESSED = "suppressed"
-    """The person must not be called: the number is on the do-not-call list; `retry` after its removal is a way on."""
+    """The number is on the do-not-call list; after its removal, `retry` by an operator moves the lead on."""
 
 
 TRANSITIONS: dict[LeadState, frozenset[LeadState]] = {
     LeadState.QUEUED: frozenset(
         {LeadState.SENDING, LeadState.EXPIRED, LeadState.CANCELLED, LeadState.SUPPRESSED}
-        | {LeadState.SUBMITTED, LeadState.CALLED}  # evidence: an earlier attempt had arrived after all
+        | {LeadState.SUBMITTED, LeadState.CALLED}  # evidence: an earlier attempt had arrived
     ),
     LeadState.SENDING: frozenset(
         {LeadState.SUBMITTED, LeadState.QUEUED, LeadState.UNCERTAIN, LeadState.REJECTED, LeadState.EXHAUSTED}
@@ -72,7 +72,7 @@ TRANSITIONS: dict[LeadState, frozenset[LeadState]] = {
     LeadState.CALLED: frozenset(),
     LeadState.UNCERTAIN: frozenset(
         {LeadState.SUBMITTED, LeadState.CALLED, LeadState.QUEUED, LeadState.CANCELLED}
-        | {LeadState.REJECTED, LeadState.EXHAUSTED, LeadState.EXPIRED}  # the late answer of a worker given up for lost
+        | {LeadState.REJECTED, LeadState.EXHAUSTED, LeadState.EXPIRED}  # the late answer of a worker that seemed dead
     ),
     LeadState.REJECTED: frozenset({LeadState.QUEUED, LeadState.SUBMITTED, LeadState.CALLED}),
     LeadState.EXHAUSTED: frozenset({LeadState.QUEUED, LeadState.SUBMITTED, LeadState.CALLED}),
@@ -80,7 +80,7 @@ TRANSITIONS: dict[LeadState, frozenset[LeadState]] = {
     LeadState.CANCELLED: frozenset({LeadState.QUEUED, LeadState.SUBMITTED, LeadState.CALLED}),
     LeadState.SUPPRESSED: frozenset({LeadState.QUEUED, LeadState.SUBMITTED, LeadState.CALLED}),
 }
-"""Which states may follow which. What is not here never happens; the ledger's guarded updates hold to it."""
+"""Which states may follow which. The ledger's guarded updates make no other change of state."""
 
 
 class Outcome(StrEnum):
@@ -93,13 +93,13 @@ class Outcome(StrEnum):
     NOT_SENT = "not_sent"
     """No byte of the request left this machine: DNS, connect, TLS or proxy failure."""
     THROTTLED = "throttled"
-    """429: too fast; costs no attempt and stops the limiter for all workers."""
+    """429: too fast. It costs no attempt, and the limiter stops all workers."""
     BUSY = "busy"
     """421, 425 or 503: Futwork did not take it now."""
     FAILED = "failed"
-    """500 or another 5xx that says the lead was not taken."""
+    """500, or another 5xx that says that the lead was not accepted."""
     UNCERTAIN = "uncertain"
-    """The request, or a part of it, left and no verdict came back: 502, 504, 408, timeout, reset, bad bytes."""
+    """The request, or a part of it, was sent and no verdict came back: 502, 504, 408, timeout, reset, bad bytes."""
     REFUSED_KEY = "refused_key"
     """401 or 403: nothing is wrong with the lead; costs no attempt."""
     REFUSED_CAMPAIGN = "refused_campaign"
@@ -199,7 +199,7 @@ class Claim:
     campaign_id: str
     token: uuid.UUID
     expires_at: datetime
-    """When it ends, by the clock of the process that holds it."""
+    """When the lease ends, by the clock of the process that holds it."""
     phone: str
     """E.164."""
     data: str
@@ -209,12 +209,12 @@ class Claim:
     lead_expires_at: datetime
     """When the lead grows too old to be sent."""
     traceparent: str | None = None
-    """The trace of the request that handed it in (`pipeline.observability.tracing`)."""
+    """The trace of the request that brought the lead (`pipeline.observability.tracing`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one POST, as `pipeline.futwork` judged it."""
+    """The result of one POST, as `pipeline.futwork` judged it."""
 
     claim: Claim
     outcome: Outcome
@@ -223,7 +223,7 @@ class Answer:
     http_status: int | None = None
     futwork_lead_id: str | None = None
     excerpt: str = ""
-    """The first part of the body, or the failure in a few words; never a key or a phone number of ours."""
+    """The first part of the body, or the failure in a few words; it never holds our key or a phone number of ours."""
     retry_after: timedelta | None = None
 
 
@@ -236,7 +236,7 @@ class Retry:
     max_attempts: int
 
     def delay(self, attempts: int, *, jitter: random.Random) -> timedelta:
-        """A random wait before the next try, up to twice as long after each charged attempt (full jitter)."""
+        """A random wait before the next attempt; its bound doubles with each charged attempt (full jitter)."""
         doubled = self.base.total_seconds() * 2.0 ** min(attempts, 100)  # as a float: a timedelta would overflow
         return timedelta(seconds=min(self.cap.total_seconds(), doubled) * jitter.random())
 
@@ -252,11 +252,11 @@ class Settlement:
 
 
 def settle(answer: Answer, retry: Retry, *, now: datetime, jitter: random.Random, probe: bool = False) -> Settlement:
-    """Decide what an answer makes of its lead; the only place that does.
+    """Decide the next state of a lead from the answer to its POST; the only place that does.
 
-    Outcomes that prove nothing against the lead cost no attempt, and never its last: of a *probe* whatever lets it try
-    again, for it was sent to learn whether an outage is over. A lead that may try again waits for the longer of
-    Futwork's `Retry-After` and our backoff; one that has no attempt left is `exhausted`.
+    An outcome that proves nothing against the lead costs no attempt. For a *probe*, which only finds out whether an
+    outage is over, that is every outcome after which the lead may be sent again. Such a lead waits for the longer of
+    Futwork's `Retry-After` and our backoff. One that has no attempt left is `exhausted`.
     """
     claim = answer.claim
     is_free = answer.outcome in _FREE or (probe and answer.outcome in _AGAIN)

@@ -1,7 +1,7 @@
 """Phone numbers as people, spreadsheets and JSON spell them, brought to one form.
 
 Leads and post-call events both carry numbers, and they must agree to the digit: a lead's id is derived from its
-number, and an event finds its lead by it. So there is one reading, here.
+number, and an event finds its lead by it. So both are read here.
 """
 
 import re
@@ -21,12 +21,12 @@ class InvalidPhone(ValueError):
 
 
 def to_e164(text: str | float, region: str) -> str:
-    """Return the number in E.164 (`+919999789877`), whichever way it was spelled.
+    """Return the number in E.164 (`+919999789877`), however it is spelled.
 
-    *text* may be an int, or a float without a fraction, because JSON and spreadsheets carry numbers as numbers.
-    *region* (`IN`) decides what a number without a country code means. The number must be valid where it belongs,
-    not only of a possible length: a wrong digit should be found here, not by a call to a stranger. A number of
-    another country is returned as such if it names its country code.
+    *text* may be an int, or a float without a fraction, because JSON and spreadsheets hold numbers as numbers.
+    *region* (`IN`) is the country of a number without a country code. The number must be valid in its country, not only
+    of a possible length: a wrong digit should be found here, and not by a call to a stranger. A number of another
+    country is returned as such if it names its country code.
 
     Raises `InvalidPhone` with the reason, and `ValueError` for a *region* that does not exist.
     """
@@ -55,9 +55,9 @@ _TROUBLE = {
 
 @cache
 def _indian_mobile() -> re.Pattern[str]:
-    """What nearly every lead has: a valid mobile number of India in its plainest spelling, told by its digits alone.
+    """What nearly every lead has: a valid mobile number of India in its plainest spelling.
 
-    The pattern is the library's own, so the short way and the long way agree; parsing takes some 15 µs, this takes one.
+    The pattern is the library's own, so it agrees with the parser. Parsing takes some 15 µs, a match takes one.
     """
     metadata: Any = PhoneMetadata.metadata_for_region("IN")
     return re.compile(
@@ -71,7 +71,7 @@ def _as_text(value: str | float) -> str:
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidPhone(f"the phone number is not text but {type(value).__name__}")
-    # Also false for NaN. The bound comes first: it spares `str` an integer of thousands of digits.
+    # Also false for NaN. The bound comes first, so that `str` never gets an integer of thousands of digits.
     if not 0 <= value <= _LARGEST_EXACT_FLOAT or int(value) != value:
         raise InvalidPhone("the phone number is a number but not a whole one that can be dialled")
     return str(int(value))
@@ -90,7 +90,7 @@ def _dialled(text: str) -> str:
         raise InvalidPhone(
             "the phone number is in scientific notation, which loses digits; format the column as text and export again"
         )
-    if tail := _DECIMAL_TAIL.fullmatch(text):  # pandas writes a column of whole numbers with a gap in it like this
+    if tail := _DECIMAL_TAIL.fullmatch(text):  # pandas writes a column of whole numbers like this if a cell is empty
         text = tail[1]
     if _SEVERAL.search(text):
         raise InvalidPhone("there is more than one phone number here; give one")
@@ -118,7 +118,7 @@ def _ascii(char: str) -> str:
     return {"−": "-", "+": "+", "(": "(", ")": ")", "‘": "'", "’": "'", "“": '"', "”": '"'}.get(char, char)
 
 
-@lru_cache(maxsize=4096)  # parsing costs some 15 µs, and the events of a call repeat its two numbers
+@lru_cache(maxsize=4096)  # parsing takes some 15 µs, and the events of a call repeat its two numbers
 def _e164(digits: str, region: str) -> str:
     number = _parse(digits, region)
     if not phonenumbers.is_valid_number(number):

@@ -42,7 +42,7 @@ def test_every_outcome_counts_as_the_design_says(outcome: Outcome, after: Runs) 
     [
         (Outcome.ACCEPTED, Runs(), None),
         (Outcome.FAILED, Runs(4, 0), None),
-        (Outcome.FAILED, Runs(5, 0), Hold(HoldKind.OUTAGE, "5 submissions in a row had no good end, the last: why")),
+        (Outcome.FAILED, Runs(5, 0), Hold(HoldKind.OUTAGE, "5 submissions in a row failed, the last: why")),
         (Outcome.REJECTED, Runs(0, 19), None),
         (
             Outcome.REJECTED,
