@@ -1,28 +1,29 @@
-"""The producer's side: rows become valid leads or row errors, and valid leads become batches in the broker.
+"""The producer's side: rows become valid leads or refusals, and valid leads become batches in the broker.
 
-Works on iterators of any length in constant memory. A row is accepted when the batch that holds it is in the broker,
-and not before; a refused row never stops the others.
+It reads an iterator of any length in constant memory. A row is accepted when the batch that holds it is in the broker,
+and not before. A refused row never stops the others. What is slow to import is imported when it is used,
+because every process of a backend imports this module.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import orjson
 
 from pipeline.broker import MESSAGE_BYTES, Broker, BrokerUnavailable, celery_app, lead_batch
 from pipeline.domain.campaign import check_campaign_id
-from pipeline.domain.lead import NAMESPACE, InvalidLead, Lead, lead_id
+from pipeline.domain.lead import NAMESPACE, InvalidLead, lead_id
 from pipeline.futwork.fields import read_lead
-from pipeline.observability.logs import logger
-from pipeline.settings import Settings, load_settings
 
-log = logger(__name__)
+if TYPE_CHECKING:
+    from pipeline.settings import ProducerSettings
 
 LEADS_A_BATCH = 500
 
@@ -37,7 +38,7 @@ class RefusedRow:
 
 @dataclass(slots=True)
 class EnqueueReport:
-    """What became of the rows of one `enqueue`."""
+    """The result of one `enqueue`."""
 
     campaign_id: str
     ids: list[uuid.UUID] = field(default_factory=list)
@@ -53,46 +54,50 @@ class EnqueueReport:
 class EnqueueFailed(Exception):
     """The broker took no more batches; the rows from `not_accepted_from` on are not accepted and must be sent again.
 
-    `report` holds the rows that were accepted before, and those that were refused. Sending everything again is safe:
-    ids are derived from campaign and key, so a lead that was accepted already is not called twice.
+    `report` holds the rows that were accepted before, and those that were refused. It is safe to send everything again:
+    ids are derived from campaign and key, so nobody is called twice.
     """
 
     def __init__(self, message: str, *, report: EnqueueReport, not_accepted: Sequence[int]) -> None:
         super().__init__(message)
         self.report = report
         self.not_accepted = tuple(not_accepted)
-        """The places of the valid rows that were read but are not in the broker."""
+        """The indexes of the valid rows that were read but are not in the broker."""
         self.not_accepted_from = min(not_accepted) if not_accepted else None
 
 
 class Publisher(Protocol):
-    """What a producer needs of the broker."""
+    """The part of the broker that a producer uses."""
 
     def publish(self, task: str, payload: object, *, about: str) -> None:
         """Put a task into its queue, or raise `BrokerUnavailable`."""
 
 
 class Producer:
-    """Accepts rows one by one and publishes them in batches; use it as a context manager, or call `flush` at the end.
+    """Takes rows one by one and publishes them in batches; use it as a context manager, or call `flush` at the end.
 
-    `add` returns the lead's id, or the refusal. Rows count as accepted once `flush` has put them into the broker; `add`
-    calls it when a batch is full, and the end of the block for the rest. Not safe for several threads.
+    `add` returns the lead's id, or the refusal. A row is accepted once `flush` has put it into the broker. `add` calls
+    `flush` when a batch is full, and the end of the block calls it for the rest. Not safe for several threads.
     """
 
     def __init__(
         self,
         campaign_id: str,
         *,
-        settings: Settings | None = None,
+        settings: ProducerSettings | None = None,
         publisher: Publisher | None = None,
         batch_size: int = LEADS_A_BATCH,
     ) -> None:
+        from pipeline.observability.logs import logger
+        from pipeline.settings import load_producer_settings
+
+        self._log = logger(__name__)
         self._campaign_id = check_campaign_id(campaign_id)
-        settings = settings or load_settings()
+        settings = settings or load_producer_settings()
         self._region = settings.default_region
-        self._publisher = publisher or _broker_of_process(settings)
+        self._publisher = publisher or _broker_of_process(os.getpid(), settings)
         self._batch_size = batch_size
-        self._waiting: list[tuple[int, uuid.UUID, str]] = []  # place, id and JSON of rows not in the broker yet
+        self._waiting: list[tuple[int, uuid.UUID, str]] = []  # index, id and JSON of rows not in the broker yet
         self._waiting_bytes = 0
         self._next = 0
         self.accepted = 0
@@ -106,8 +111,8 @@ class Producer:
         except InvalidLead as error:
             return RefusedRow(index, str(error))
         id_ = lead_id(self._campaign_id, lead.key)
-        # As text at once: the caller may use its objects again, and a date or a UUID in them travels as text anyway.
-        # Decoded, because orjson's bytes keep the kilobytes that they were written into.
+        # As text now: the caller may change its objects later, and a date or a UUID in them becomes text anyway.
+        # Decoded, because bytes of orjson keep the kilobytes of buffer that they were written into.
         text = orjson.dumps({"phone": lead.phone, "data": lead.data, "key": lead.key})
         self._waiting.append((index, id_, text.decode()))
         self._waiting_bytes += len(text)
@@ -120,11 +125,11 @@ class Producer:
         if not self._waiting:
             return
         rows = [orjson.Fragment(text) for _, _, text in self._waiting]
-        # The batch's id follows from its content, so a publish that is repeated after a doubt is the same batch.
+        # The content names the batch: if a publish is repeated because its fate is unknown, the id is the same.
         batch_id = uuid.uuid5(NAMESPACE, "".join(text for _, _, text in self._waiting))
         message = lead_batch(self._campaign_id, rows, batch_id=batch_id)
         self._publisher.publish("pipeline.intake", message, about=f"({self._campaign_id}, {len(rows)} leads)")
-        log.info(
+        self._log.info(
             "leads accepted", campaign=self._campaign_id, batch=batch_id, leads=[id_ for _, id_, _ in self._waiting]
         )
         self.accepted += len(self._waiting)
@@ -133,7 +138,7 @@ class Producer:
 
     @property
     def waiting(self) -> list[int]:
-        """The places of valid rows that are not in the broker yet."""
+        """The indexes of the valid rows that are not in the broker yet."""
         return [index for index, _, _ in self._waiting]
 
     def __enter__(self) -> Self:
@@ -150,17 +155,17 @@ def enqueue(
     campaign_id: str,
     leads: Iterable[object],
     *,
-    settings: Settings | None = None,
+    settings: ProducerSettings | None = None,
     publisher: Publisher | None = None,
 ) -> EnqueueReport:
     """Hand leads to the pipeline and return their ids, how many were accepted, and each refused row with its reason.
 
     *leads* are mappings `{"phone": …, "data": {…}, "key": …}` (Futwork's `recipientPhoneNumber` and `recipientData`
-    work too) or `Lead`s, in any number. When this returns, every accepted lead is in the broker. Sending the same leads
-    again is harmless: the key, by default the phone number, is called once a campaign.
+    work too) or `Lead`s, in any number. When this returns, every accepted lead is in the broker. It is safe to send the
+    same leads again: each key, by default the phone number, is called once in a campaign.
 
-    Raises `InvalidCampaignId`, `SettingsError`, and within five seconds of the broker's silence `EnqueueFailed`, which
-    says what was accepted before and which rows were not.
+    Raises `InvalidCampaignId`, `SettingsError`, and `EnqueueFailed` within five seconds if the broker is silent; this
+    says which rows were accepted before and which were not.
     """
     producer = Producer(campaign_id, settings=settings, publisher=publisher)
     report = EnqueueReport(campaign_id)
@@ -184,22 +189,7 @@ def enqueue(
     return report
 
 
-def read_rows(rows: Iterable[object], *, region: str) -> Iterator[Lead | RefusedRow]:
-    """Each row as a valid lead or a refusal, in order; what a dry run needs."""
-    for index, row in enumerate(rows):
-        try:
-            yield read_lead(row, region=region)
-        except InvalidLead as error:
-            yield RefusedRow(index, str(error))
-
-
-_brokers: dict[tuple[int, str], Broker] = {}
-
-
-def _broker_of_process(settings: Settings) -> Broker:
+@cache
+def _broker_of_process(_pid: int, settings: ProducerSettings) -> Broker:
     """One broker, with its connections, for all calls of this process; a child of a fork gets its own."""
-    key = (os.getpid(), settings.broker_url)
-    broker = _brokers.get(key)
-    if broker is None:
-        broker = _brokers.setdefault(key, Broker(celery_app(settings, works=False)))
-    return broker
+    return Broker(celery_app(settings, works=False))

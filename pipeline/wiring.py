@@ -11,7 +11,9 @@ import os
 from collections.abc import Callable
 from functools import cached_property
 
-from pipeline.broker import Broker, BrokerUnavailable, EventGate, Spool, celery_app, drain_spool, encode_events
+from pipeline.broker import Broker, BrokerUnavailable, celery_app, encode_events
+from pipeline.broker.gate import EventGate
+from pipeline.broker.spool import Spool, drain_spool
 from pipeline.coordination.connection import Redis, RedisUnavailable, connect, reaching
 from pipeline.coordination.counters import Counters
 from pipeline.coordination.crash_counter import CrashCounter

@@ -2,10 +2,10 @@
 
 `messages` says what travels, `publisher` publishes it with bounded waits, `group_commit` lets many web threads share
 one publish, `spool` keeps events on local disk while the broker is away, `gate` chooses between the two, and
-`redis_transport` is Celery's way to Redis and Valkey.
+`redis_transport` is Celery's way to Redis and Valkey. The names below are those that producers need too; the others are
+imported from their modules.
 """
 
-from pipeline.broker.gate import EventGate
 from pipeline.broker.group_commit import GroupCommit
 from pipeline.broker.messages import (
     EVENTS_A_MESSAGE,
@@ -20,7 +20,6 @@ from pipeline.broker.messages import (
     refused,
 )
 from pipeline.broker.publisher import QUEUES, ROUTES, VISIBILITY_SECONDS, Broker, BrokerUnavailable, celery_app
-from pipeline.broker.spool import Spool, SpoolFull, drain_spool
 
 __all__ = [
     "EVENTS_A_MESSAGE",
@@ -31,15 +30,11 @@ __all__ = [
     "VISIBILITY_SECONDS",
     "Broker",
     "BrokerUnavailable",
-    "EventGate",
     "GroupCommit",
     "Kind",
-    "Spool",
-    "SpoolFull",
     "WebEvent",
     "celery_app",
     "decode_events",
-    "drain_spool",
     "encode_events",
     "kind_of",
     "lead_batch",

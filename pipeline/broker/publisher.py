@@ -1,4 +1,7 @@
-"""The broker: Celery configured the same way for all processes, and publishing with bounded waits."""
+"""The broker: Celery configured the same way for all processes, and publishing with bounded waits.
+
+Celery, kombu and the settings are imported when they are first used, for the sake of a backend that imports `enqueue`.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,18 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import kombu
 import orjson
-from celery import Celery
-from kombu import exceptions as kombu_errors
 
 from pipeline.addresses import read_address
-from pipeline.broker.redis_transport import RedisQueues, WorkerAMQP
 from pipeline.observability import tracing
-from pipeline.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from pipeline.broker.redis_transport import RedisQueues
+    from pipeline.settings import ProducerSettings
 
 QUEUES = ("intake", "dispatch", "events", "upkeep")
 ROUTES = {
@@ -47,11 +51,17 @@ class _QueueGone(BrokerUnavailable):
     """The broker has no queue for the message."""
 
 
-def celery_app(settings: Settings, *, works: bool) -> Celery:
+def celery_app(settings: ProducerSettings, *, works: bool) -> Celery:
     """Celery as this pipeline needs it; `docs/decisions.md` gives the reason for each line that is not a default.
 
     With *works* the waits suit a worker, which must outlast a broker's restart; without, a web request, which must not.
     """
+    import kombu
+    from celery import Celery
+
+    from pipeline.broker.redis_transport import WorkerAMQP
+    from pipeline.settings import SettingsError
+
     if not settings.broker_url:
         raise SettingsError(
             "BROKER_URL is not set: give the address of a Redis, Valkey or RabbitMQ, or run `pipeline up`,"
@@ -99,7 +109,7 @@ def celery_app(settings: Settings, *, works: bool) -> Celery:
     return app
 
 
-def _queue_arguments(settings: Settings) -> dict[str, Any]:
+def _queue_arguments(settings: ProducerSettings) -> dict[str, Any]:
     """RabbitMQ's arguments of a queue; one that exists must have been declared with the same."""
     if settings.rabbitmq_queue_type == "quorum" and settings.broker_url.startswith(("amqp", "pyamqp")):
         return {"x-queue-type": "quorum"}
@@ -182,6 +192,8 @@ class Broker:
         self._redis_queues().put(ROUTES[task], headers | options["headers"], properties, _json(body))
 
     def _redis_queues(self) -> RedisQueues:
+        from pipeline.broker.redis_transport import RedisQueues
+
         if self._queues is None:
             with self._connection() as connection:  # kombu translates the address and our options for redis-py
                 self._queues = RedisQueues(connection.default_channel.pool)
@@ -253,7 +265,9 @@ def _json(body: object) -> bytes:
     try:
         return orjson.dumps(body)
     except TypeError as error:
-        raise kombu_errors.EncodeError(str(error)) from error
+        from kombu.exceptions import EncodeError
+
+        raise EncodeError(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -261,6 +275,7 @@ def _translated(what: str) -> Iterator[None]:
     """Translate what kombu, its transports and the socket raise into the one error that callers catch."""
     import amqp.exceptions
     import redis.exceptions
+    from kombu import exceptions as kombu_errors
 
     try:
         yield

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -22,7 +22,9 @@ from pipeline.futwork.fields import DATA, PHONE, national_digits
 from pipeline.futwork.verdict import EXCERPT_CHARACTERS, excerpt_of, find_lead_id, judge, parse_retry_after, unpack
 from pipeline.futwork.wire import Engine, Post, Reply
 from pipeline.observability import tracing
-from pipeline.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
 
 __all__ = ["EXCERPT_CHARACTERS", "Futwork", "excerpt_of", "find_lead_id", "judge", "parse_retry_after"]
 
@@ -150,6 +152,8 @@ def _engine(settings: Settings) -> Engine:
             from pipeline.futwork.with_curl import CurlEngine
         except ImportError:
             if settings.futwork_http_engine == "curl":
+                from pipeline.settings import SettingsError
+
                 raise SettingsError(
                     "FUTWORK_HTTP_ENGINE is curl, but pycurl 7.46 or newer is not installed: install the extra `curl`"
                 ) from None

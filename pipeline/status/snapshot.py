@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
-from pipeline.broker import QUEUES, Broker, BrokerUnavailable, Spool
+from pipeline.broker import QUEUES, Broker, BrokerUnavailable
+from pipeline.broker.spool import Spool
 from pipeline.coordination.connection import RedisUnavailable
 from pipeline.coordination.heartbeats import ALIVE_SECONDS, Heartbeat, Heartbeats
 from pipeline.coordination.limiter import Limiter

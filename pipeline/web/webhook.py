@@ -20,7 +20,8 @@ from flask import Blueprint, Response, current_app, jsonify, request
 from prometheus_client import Counter
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from pipeline.broker import SpoolFull, WebEvent
+from pipeline.broker import WebEvent
+from pipeline.broker.spool import SpoolFull
 from pipeline.observability.logs import logger
 from pipeline.settings import Settings
 from pipeline.web import metrics

@@ -12,7 +12,8 @@ from typing import Any
 from celery import signals
 from celery.exceptions import Reject
 
-from pipeline.broker import Kind, SpoolFull, refused
+from pipeline.broker import Kind, refused
+from pipeline.broker.spool import SpoolFull
 from pipeline.ledger import Ledger
 from pipeline.observability.logs import first_line, logger
 from pipeline.settings import Settings

@@ -132,7 +132,7 @@ def _answer_first() -> None:
     "spool", keeps="events are taken while the broker is away", experiment="broker-away", says="events were refused"
 )
 def _no_spool() -> None:
-    from pipeline.broker import Spool, SpoolFull
+    from pipeline.broker.spool import Spool, SpoolFull
 
     def refuse(self: Any, events: Any) -> None:
         raise SpoolFull("the spool is switched off")
@@ -147,7 +147,7 @@ def _no_spool() -> None:
     says="answered 200 and are not in the ledger",
 )
 def _spool_hides_it() -> None:
-    from pipeline.broker import Spool, SpoolFull
+    from pipeline.broker.spool import Spool, SpoolFull
 
     write = Spool.write
 

@@ -26,18 +26,10 @@ import redis
 from celery import Celery
 
 from pipeline import EnqueueFailed, enqueue
-from pipeline.broker import (
-    MESSAGE_VERSION,
-    QUEUES,
-    Broker,
-    BrokerUnavailable,
-    EventGate,
-    Spool,
-    WebEvent,
-    celery_app,
-    decode_events,
-)
+from pipeline.broker import MESSAGE_VERSION, QUEUES, Broker, BrokerUnavailable, WebEvent, celery_app, decode_events
 from pipeline.broker import publisher as broker_module
+from pipeline.broker.gate import EventGate
+from pipeline.broker.spool import Spool
 from pipeline.devstack.embedded_valkey import embedded_broker, free_port
 from pipeline.settings import Settings, SettingsError
 from pipeline.wiring import Services

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.broker import Kind, Spool, decode_events, encode_events, lead_batch
+from pipeline.broker import Kind, decode_events, encode_events, lead_batch
+from pipeline.broker.spool import Spool
 from pipeline.domain.lead import lead_id
 from pipeline.events import Events
 from pipeline.intake import Intake

@@ -16,7 +16,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from pipeline.broker import Spool, SpoolFull, WebEvent, decode_events
+from pipeline.broker import WebEvent, decode_events
+from pipeline.broker.spool import Spool, SpoolFull
 
 WRITERS, DRAINERS, KILLS = 3, 2, 14
 
@@ -24,7 +25,8 @@ _COMMON = """
 import os, sys, time, uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from pipeline.broker import Spool, WebEvent
+from pipeline.broker import WebEvent
+from pipeline.broker.spool import Spool
 folder = Path(sys.argv[1])
 spool = Spool(folder / "spool", max_bytes=10**8)
 def note(name, line):
@@ -207,7 +209,7 @@ def test_a_write_that_breaks_off_in_the_middle_leaves_nothing(tmp_path: Path) ->
         + """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from pipeline.broker import SpoolFull
+from pipeline.broker.spool import SpoolFull
 spool.write([WebEvent(b"a" * 10_000, datetime.now(UTC))])
 try:
     spool.write([WebEvent(b"b" * 30_000, datetime.now(UTC))])

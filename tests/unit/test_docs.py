@@ -21,7 +21,7 @@ from pipeline.domain.lead import NAMESPACE, TRANSITIONS, LeadState, Outcome, Ret
 from pipeline.futwork import judge
 from pipeline.ledger.postgres import NEEDS, PARAMETERS, WISHES
 from pipeline.observability.metrics import METRICS, as_markdown
-from pipeline.settings import Settings
+from pipeline.settings import PREFIX, Settings
 from pipeline.worker.app import build_app
 from tests.conftest import NOW, make_answer, make_claim
 
@@ -136,6 +136,7 @@ CONSTANTS = {"NAMESPACE", "TRANSITIONS", "TOKEN"}
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_every_setting_that_a_document_names_exists(path: Path):
     named = {name for name in re.findall(r"`([A-Z][A-Z_]{3,})[`=]", path.read_text()) if "_" in name}
+    named = {name.removeprefix(PREFIX) for name in named - {PREFIX}}
 
     assert set() == named - {field.upper() for field in Settings.model_fields} - NOT_SETTINGS - CONSTANTS
 

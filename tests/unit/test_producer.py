@@ -14,14 +14,14 @@ from typing import Any
 import orjson
 import pytest
 
+import pipeline
 from pipeline import EnqueueFailed, Lead, Producer, RefusedRow, enqueue
 from pipeline.broker import MESSAGE_BYTES, BrokerUnavailable
 from pipeline.domain.campaign import InvalidCampaignId
 from pipeline.domain.lead import lead_id
-from pipeline.producer import LEADS_A_BATCH, read_rows
+from pipeline.producer import LEADS_A_BATCH
 from pipeline.settings import Settings
 from tests.conftest import CAMPAIGN, make_lead
-from tests.waiting import patience
 
 
 class Recorder:
@@ -290,33 +290,45 @@ def test_a_block_that_ends_well_flushes_and_one_that_fails_does_not(settings: Se
     assert len(broker.rows) == 1
 
 
-def test_a_dry_run_reads_rows_without_a_broker() -> None:
-    lead, refused = read_rows([{"phone": "9800000001", "data": {}}, {"phone": "no"}], region="IN")
-    assert isinstance(lead, Lead)
-    assert (lead.phone, lead.key) == ("+919800000001", "+919800000001")
-    assert isinstance(refused, RefusedRow)
-    assert refused.index == 1
+def in_a_fresh_process(program: str, **environment: str) -> str:
+    """What a Python program prints that has nothing but these variables."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"PATH": ""} | environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    return done.stdout
 
 
-def test_enqueue_needs_neither_flask_nor_sqlalchemy() -> None:
+OF_THE_EXTRAS = {"alembic", "flask", "gunicorn", "prometheus_client", "pygal", "requests", "sqlalchemy", "werkzeug"}
+
+
+def test_enqueue_needs_no_package_of_an_extra_and_none_of_the_hosts_variables() -> None:
     program = (
         "import sys, pipeline\n"
         "pipeline.enqueue, pipeline.Producer, pipeline.Lead\n"
         "try: pipeline.enqueue('c', [{'phone': '9999789877', 'data': {}}])\n"
         "except pipeline.EnqueueFailed as error: print('failed')\n"
-        "print(sorted({'flask', 'sqlalchemy', 'alembic', 'werkzeug', 'requests'} & set(sys.modules)))\n"
+        f"print(sorted({OF_THE_EXTRAS} & set(sys.modules)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={"BROKER_URL": "redis://127.0.0.1:9/0", "PATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=patience(),
-    )
-    assert (done.stdout, done.stderr) == ("failed\n[]\n", "")
+    hosts = {"LOG_FORMAT": "%(message)s", "LOG_LEVEL": "loud", "DATABASE_URL": "mysql://host/app", "MAX_ATTEMPTS": "∞"}
+    assert in_a_fresh_process(program, BROKER_URL="redis://127.0.0.1:9/0", **hosts) == "failed\n[]\n"
+
+
+def test_importing_enqueue_imports_nothing_that_only_its_use_needs() -> None:
+    later = {*OF_THE_EXTRAS, "celery", "kombu", "redis", "pydantic_settings", "structlog", "opentelemetry"}
+    program = f"import sys\nfrom pipeline import enqueue, BrokerUnavailable\nprint(sorted({later} & set(sys.modules)))"
+    assert in_a_fresh_process(program) == "[]\n"
 
 
 def test_importing_the_package_imports_no_part_of_it() -> None:
     program = "import sys, pipeline; print([name for name in sys.modules if name.startswith('pipeline.')])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=patience())
-    assert done.stdout == "[]\n"
+    assert in_a_fresh_process(program) == "[]\n"
+
+
+def test_the_public_names_are_there_and_nothing_else() -> None:
+    assert {name: getattr(pipeline, name).__name__ for name in pipeline.__all__ if name[0].isalpha()} == {
+        name: name for name in pipeline.__all__ if name[0].isalpha()
+    }
+    assert issubclass(pipeline.InvalidCampaignId, ValueError)
+    with pytest.raises(AttributeError, match="module 'pipeline' has no attribute 'celery_app'"):
+        _ = pipeline.celery_app

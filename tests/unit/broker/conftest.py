@@ -10,11 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.broker import (
-    Spool,
-    WebEvent,
-    decode_events,
-)
+from pipeline.broker import WebEvent, decode_events
+from pipeline.broker.spool import Spool
 
 RECEIVED = datetime(2026, 5, 8, 12, 0, 0, 123456, tzinfo=UTC)
 

@@ -12,16 +12,9 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.broker import (
-    MESSAGE_BYTES,
-    Broker,
-    BrokerUnavailable,
-    EventGate,
-    Spool,
-    SpoolFull,
-    drain_spool,
-    encode_events,
-)
+from pipeline.broker import MESSAGE_BYTES, Broker, BrokerUnavailable, encode_events
+from pipeline.broker.gate import EventGate
+from pipeline.broker.spool import Spool, SpoolFull, drain_spool
 from tests.unit.broker.conftest import bodies, files_of, make_event
 from tests.waiting import patience, until
 

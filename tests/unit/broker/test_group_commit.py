@@ -12,13 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.broker import (
-    BrokerUnavailable,
-    GroupCommit,
-    Spool,
-    decode_events,
-    encode_events,
-)
+from pipeline.broker import BrokerUnavailable, GroupCommit, decode_events, encode_events
+from pipeline.broker.spool import Spool
 from tests.unit.broker.conftest import RECEIVED, make_event
 from tests.waiting import patience, until
 

@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.broker import (
-    BrokerUnavailable,
-    Spool,
-    SpoolFull,
-)
+from pipeline.broker import BrokerUnavailable
+from pipeline.broker.spool import Spool, SpoolFull
 from tests.unit.broker.conftest import bodies, files_of, make_event
 from tests.waiting import patience, until
 
