@@ -53,6 +53,7 @@ def build_app(settings: Settings) -> Celery:
     app.task(plain(tasks.dispatch), name="pipeline.dispatch", **common)
     app.task(plain(tasks.sweep), name="pipeline.sweep", **common)
     app.task(plain(tasks.tidy), name="pipeline.tidy", **common)
+    signals.setup_logging.disconnect(dispatch_uid="pipeline")  # of an app that this process built before
     signals.setup_logging.connect(lambda **_: _configure_logs(settings), weak=False, dispatch_uid="pipeline")
     return app
 

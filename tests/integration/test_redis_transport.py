@@ -240,6 +240,55 @@ def put(queues: RedisQueues, number: int) -> None:
     queues.put("delivery", {}, {}, b"%d" % number)
 
 
+def test_a_wait_and_the_look_behind_it_are_one_request(connection: kombu.Connection, valkey: redis.Redis) -> None:
+    """Each request is one more time that an idle worker wakes up."""
+    valkey.config_resetstat()
+    with connection.Consumer(QUEUE):
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.3)
+    stats = valkey.info("commandstats")
+    waits, looks = stats["cmdstat_brpop"]["calls"], stats["cmdstat_eval"]["calls"]
+    assert looks - 1 <= waits <= looks  # the first look has no wait before it; the last answers may be on their way
+    assert waits >= 3
+
+
+def test_an_answer_that_is_an_error_is_not_followed_by_the_answer_to_another_request(
+    connection: kombu.Connection, valkey: redis.Redis
+) -> None:
+    """The wait and the look have an answer each; if the first is an error, the second must not stay in the socket."""
+    received: list[Any] = []
+    with connection.Consumer(QUEUE, callbacks=[lambda body, message: (received.append(body), message.ack())]):
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        valkey.set(wake_up_key("delivery"), "not a list")
+        with pytest.raises(redis.ResponseError):
+            drain(connection, until=lambda: False)
+        valkey.delete(wake_up_key("delivery"))
+        for number in range(3):
+            publish(connection, number)
+        drain(connection, until=lambda: len(received) == 3)
+    assert received == [0, 1, 2]
+    assert valkey.hlen("unacked") == 0
+
+
+def test_a_busy_queue_does_not_block_the_others(connection: kombu.Connection, queues: RedisQueues) -> None:
+    names = ["first", "delivery", "third"]
+    for name in names:
+        for number in range(3):
+            queues.put(name, {}, {}, b"[%d]" % number)
+    every = [kombu.Queue(name, kombu.Exchange(name, type="direct"), routing_key=name) for name in names]
+    received: list[str] = []
+
+    def take(_body: Any, message: Any) -> None:
+        received.append(message.delivery_info["routing_key"])
+        message.ack()
+
+    with connection.Consumer(every, callbacks=[take]):
+        drain(connection, until=lambda: len(received) == 9)
+    assert received == names * 3
+
+
 def test_no_message_is_lost_over_connections_that_died_while_nobody_used_them(
     queues: RedisQueues, valkey: redis.Redis
 ) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,17 @@ from pipeline.worker.dead_letters import arguments_as_bytes, printable
 from pipeline.worker.guard import StageFailed, guarded, plain
 from pipeline.worker.request import DiscreetRequest, describe_arguments
 from tests.conftest import CAMPAIGN
+
+
+@pytest.fixture
+def restored_logs() -> Iterator[None]:
+    """Logging as it was before the test, which configures it anew."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers, root.level = handlers, level
+    logging.getLogger("celery.worker.strategy").filters.clear()
+    logging.getLogger("celery.app.trace").filters.clear()
 
 
 @pytest.mark.parametrize(
@@ -143,6 +155,38 @@ def test_an_app_without_a_redis_for_the_limit_is_not_built(
 ) -> None:
     with pytest.raises(SettingsError, match="REDIS_URL is not set"):
         build_app(make_settings(broker_url="amqp://127.0.0.1"))
+
+
+def test_two_apps_of_one_process_have_their_own_tasks(make_settings: Callable[..., Settings]) -> None:
+    """Celery would register the tasks of each app with every other one, in any order, and warn of the second name."""
+    one, other = (
+        build_app(make_settings(broker_url=f"redis://127.0.0.1:{port}/0", sweep_seconds=port)) for port in (1, 2)
+    )
+    for app, seconds in ((one, 1), (other, 2)):
+        app.finalize()
+        assert app.tasks["pipeline.sweep"].app.pipeline_settings.sweep_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("task", "level", "log_level", "logged"),
+    [
+        ("pipeline.sweep", "INFO", "info", False),
+        ("pipeline.tidy", "INFO", "info", False),
+        ("pipeline.sweep", "INFO", "debug", True),
+        ("pipeline.sweep", "ERROR", "info", True),
+        ("pipeline.intake", "INFO", "info", True),
+    ],
+)
+def test_a_periodic_task_that_came_and_succeeded_is_worth_no_line(
+    make_settings: Callable[..., Settings], capfd: pytest.CaptureFixture[str], restored_logs: None,
+    task: str, level: str, log_level: str, logged: bool,
+) -> None:  # fmt: skip
+    build_app(make_settings(broker_url="redis://127.0.0.1:9/0", log_level=log_level))
+    signals.setup_logging.send(sender=None)
+    context = {"id": "an-id", "name": task}
+    line = "Task %(name)s[%(id)s] received"
+    logging.getLogger("celery.worker.strategy").log(logging.getLevelName(level), line, context, extra={"data": context})
+    assert (task in capfd.readouterr().err) is logged
 
 
 def test_what_a_killed_child_had_is_left_to_the_broker_if_that_is_away_in_the_same_moment(
