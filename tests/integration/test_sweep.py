@@ -21,7 +21,7 @@ from pipeline.ledger.tables import leads, recounts, tallies
 from pipeline.settings import Settings
 from pipeline.sweep import Sweep, Swept, Tidied
 from pipeline.wiring import Services
-from tests.conftest import CAMPAIGN, make_lead
+from tests.conftest import CAMPAIGN, make_lead, story_of
 
 MakeSettings = Callable[..., Settings]
 LEASE = timedelta(minutes=2)
@@ -316,7 +316,7 @@ def test_no_policy_decides_about_a_lead_while_an_event_in_quarantine_may_be_abou
     quarantined(ledger, body, kind=kind)
     around = Around(ledger, make_settings(on_uncertain=policy))
     assert (around.sweep.tidy(), states(ledger)) == (tidied(), {"uncertain": 1})
-    (story,) = ledger.reports.stories(LeadFilter(campaign=CAMPAIGN), limit=2)
+    story = story_of(ledger, LeadFilter(campaign=CAMPAIGN))
     assert story["reason"].startswith("waits for evidence: ")
     ledger.quarantine.release([one.digest for one in ledger.quarantine.waiting()], now=now())
     around.sweep.tidy()
