@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from pipeline.ledger.calls import CallRow, StoredEvent
 from pipeline.ledger.leads import Recorded
 from pipeline.ledger.tables import attempts, batches, leads
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead, story_of
-from tests.waiting import patience
+from tests.waiting import patience, until
 
 DAY = timedelta(days=1)
 LEASE = timedelta(minutes=2)
@@ -386,9 +385,7 @@ def test_a_lead_that_is_called_while_its_record_waits_stays_called(postgres_ledg
             event = sa.update(leads).where(leads.c.id == first.lead_id)
             connection.execute(event.values(state="called", called_at=NOW, claim_expires_at=None))
             recorded = pool.submit(record, postgres_ledger, [first, second], Outcome.ACCEPTED)
-            deadline = time.monotonic() + 30
-            while not _scalar(postgres_ledger, waits):
-                assert time.monotonic() < deadline, "the record never met the lock"
+            until(lambda: _scalar(postgres_ledger, waits))
         done = recorded.result(timeout=patience())
     assert (done.settled, done.late) == (1, 1)
     assert {row.id: row.state for row in rows(postgres_ledger)} == {

@@ -7,7 +7,6 @@ import random
 import shutil
 import socket
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from pipeline.domain.campaign import Campaign
 from pipeline.domain.lead import Outcome, Retry, settle
 from pipeline.ledger import Ledger, open_ledger
 from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead, missing
+from tests.waiting import until
 
 SERVER_CONNECTIONS = 2
 RETRY = Retry(base=timedelta(seconds=10), cap=timedelta(minutes=10), max_attempts=8)
@@ -94,11 +94,9 @@ def test_many_workers_share_few_connections_and_each_lead_is_sent_once(pooled_ur
 
 
 def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+    def listens() -> bool:
         assert process.poll() is None, "PgBouncer ended by itself"
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    raise AssertionError("PgBouncer does not listen")
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    until(listens)

@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -208,14 +207,16 @@ class Terminal:
             self.read()
             return text in self.shown
 
-        until(there, 30)
+        until(there)
 
     def type(self, text: str) -> int:
         os.write(self.master, text.encode())
-        deadline = time.monotonic() + 30
-        while self.process.poll() is None:
-            assert time.monotonic() < deadline, "it did not end"
+
+        def ended() -> bool:
             self.read()
+            return self.process.poll() is not None
+
+        until(ended)
         self.read()
         return int(self.process.returncode)
 

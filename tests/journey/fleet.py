@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,17 +81,15 @@ class Process:
             return psutil.Process(self.pid).children(recursive=True)
         return []
 
-    def says(self, text: str, *, seconds: float = 60) -> None:
+    def says(self, text: str) -> None:
         """Wait until the log holds *text*."""
-        until(lambda: text in self.log or not self.alive, seconds=seconds, what=lambda: f"{text!r} not in\n{self.log}")
+        until(lambda: text in self.log or not self.alive, what=lambda: f"{text!r} not in\n{self.log}")
         assert text in self.log, f"it ended with {self._process.returncode}\n{self.log}"
 
-    def stop(self, *, seconds: float = 20) -> float:
-        """SIGTERM, and how long it took to end."""
-        started = time.monotonic()
+    def stop(self) -> int:
+        """SIGTERM, and the code with which it ended."""
         self._process.terminate()
-        self._process.wait(seconds)
-        return time.monotonic() - started
+        return self._process.wait(patience())
 
     def kill(self) -> None:
         """SIGKILL to it and its children, so that nothing of it can do anything any more."""

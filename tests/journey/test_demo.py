@@ -68,9 +68,9 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., Started]]:
             one.wait(patience())
 
 
-def finish(started: Started, seconds: float = 110.0) -> tuple[str, str]:
+def finish(started: Started) -> tuple[str, str]:
     """Wait for the command's end, looking for its processes on the way; return what it printed."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(120)
     while True:
         started.look()
         try:

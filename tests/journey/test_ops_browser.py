@@ -29,7 +29,7 @@ from pipeline.ledger import LeadFilter, Ledger
 from pipeline.web.ops.access import hash_password
 from tests.conftest import CAMPAIGN, make_lead, missing
 from tests.journey.fleet import Fleet
-from tests.waiting import until
+from tests.waiting import patience, until
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = [
@@ -42,7 +42,6 @@ PASSWORD = "lighthouse-keeper"
 SAID = ["Hello, am I speaking with Asha Rao?", "Yes, speaking. What is the interest rate?", "It starts at 8.4 percent."]
 TRANSCRIPT = "".join(f"{'user' if place % 2 else 'assistant'}: {text}\n" for place, text in enumerate(SAID))
 MISSING = 'HTTP 422 {"error":"place is required"}'
-SECONDS = 30_000  # milliseconds that Playwright waits for what it is told to do; the machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +178,7 @@ class Page:
         from axe_playwright_python.sync_playwright import Axe
 
         self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
-        self.context.set_default_timeout(SECONDS)
+        self.context.set_default_timeout(1000 * patience())
         self.page, self.site = self.context.new_page(), site
         self.complaints: list[str] = []
         self.page.on("console", lambda said: self.complaints.append(said.text) if said.type != "log" else None)

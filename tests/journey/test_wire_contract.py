@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import redis
 
 from pipeline.ledger import LeadFilter, Ledger
 from tests.conftest import empty
-from tests.waiting import patience
+from tests.waiting import patience, until
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.journey
@@ -76,14 +75,12 @@ def intake_worker(running: tuple[Ledger, Callable[[], str]], valkey: redis.Redis
     empty(ledger)
 
     def leads(count: int) -> set[str]:
-        deadline = time.monotonic() + 60
-        while True:
-            found = {str(lead["id"]) for lead in ledger.reports.leads(LeadFilter())}
-            if len(found) >= count:
-                return found
-            assert time.monotonic() < deadline, log()
+        def found() -> set[str]:
             log()
-            time.sleep(0.1)
+            return {str(lead["id"]) for lead in ledger.reports.leads(LeadFilter())}
+
+        until(lambda: len(found()) >= count, what=log)
+        return found()
 
     return leads
 

@@ -22,7 +22,7 @@ from tests.waiting import until
 # Ends and beginnings
 
 
-def test_a_worker_that_is_told_to_end_in_mid_slice_ends_soon_and_loses_nothing(fleet: Fleet) -> None:
+def test_a_worker_that_is_told_to_end_in_mid_slice_ends_before_the_slice_and_loses_nothing(fleet: Fleet) -> None:
     sandbox = fleet.sandbox("--latency", "1000")  # some twenty are always out
     own = {"futwork_base_url": sandbox.url, "futwork_api_key": "sandbox-key", "account_rate": "20/s"}
     own |= {"campaign_rate": "20/s", "slice_seconds": 60}
@@ -30,7 +30,7 @@ def test_a_worker_that_is_told_to_end_in_mid_slice_ends_soon_and_loses_nothing(f
     enqueue(CAMPAIGN, rows(1000), settings=fleet.settings)
     until(lambda: fleet.accepted() == 1000, what=lambda: worker.log)
     until(lambda: sandbox.stats()["accepted"] >= 20, what=lambda: worker.log)
-    assert worker.stop() < 15
+    assert worker.stop() == 0
     states = fleet.states()
     assert set(states) == {"submitted", "queued"}
     assert sum(states.values()) == 1000
@@ -67,7 +67,7 @@ def test_beats_find_due_work_and_two_of_them_send_no_lead_twice_and_nobody_warns
     for beat in beats:
         assert beat.alive
         assert [record for record in beat.records() if record["level"] in ("warning", "error")] == []
-        assert beat.stop() < 5
+        assert beat.stop() == 0
     worker.stop()
     assert [record for record in worker.records() if record["level"] not in ("debug", "info")] == []
     assert [line for line in worker.log.splitlines() if "Warning" in line and "superuser" not in line] == []
@@ -94,7 +94,7 @@ def test_leads_travel_over_quorum_queues_also_when_a_worker_is_killed(
     second = fleet.worker(**own)
     until(lambda: fleet.accepted() == 2500, what=lambda: second.log)
     assert sandbox.stats()["duplicates"] == 0
-    assert second.stop() < 15
+    assert second.stop() == 0
 
 
 def test_leads_travel_to_futwork_over_rabbitmq_with_a_redis_for_the_limit(
@@ -117,4 +117,4 @@ def test_leads_travel_to_futwork_over_rabbitmq_with_a_redis_for_the_limit(
     assert sandbox.stats()["accepted"] == 700
     assert fleet.broker.depths() == {"intake": 0, "dispatch": 0, "events": 0, "upkeep": 0}
     assert phones_in(worker.log) == []
-    assert worker.stop() < 15
+    assert worker.stop() == 0

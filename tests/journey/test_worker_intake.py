@@ -45,7 +45,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fleet, P
     worker = fleet.worker(log_level="debug")
     try:
         yield fleet, worker
-        assert worker.stop() < 10
+        assert worker.stop() == 0
         assert is_idle(fleet)
     finally:
         fleet.end()

@@ -176,7 +176,7 @@ def test_a_broker_that_is_away_is_told_within_five_seconds_with_the_line(run, tm
 
     done = run("enqueue", "leads.csv", "--campaign", CAMPAIGN, "--json", BROKER_URL="redis://127.0.0.1:9/0")
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < patience(5)
     assert done.code == 2
     assert "the broker took no message" in done.err
     assert "check BROKER_URL. Nothing was accepted; line 3 and those after it were not." in done.err
@@ -193,7 +193,7 @@ def test_a_broker_that_never_answers_is_told_within_five_seconds(run, tmp_path):
             BROKER_URL=f"redis://127.0.0.1:{silent.getsockname()[1]}/0",
         )  # fmt: skip
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < patience(5)
     assert (done.code, done.out) == (2, "")
 
 

@@ -17,6 +17,7 @@ from pipeline.futwork import Futwork
 from pipeline.ledger import LeadFilter, Ledger
 from pipeline.ledger.tables import campaigns, leads
 from tests.conftest import CAMPAIGN, make_lead
+from tests.waiting import patience
 
 OTHER = "68ecc86fd9fbecbe9431a190"
 
@@ -48,11 +49,11 @@ class Bench:
             **{
                 "futwork_base_url": url,
                 "dispatch_concurrency": CONCURRENCY,
-                "connect_timeout_seconds": 2.0,
-                "read_timeout_seconds": 5.0,
+                "connect_timeout_seconds": patience(1.0),
+                "read_timeout_seconds": 30.0,
                 "backoff_base_seconds": 300.0,
                 "backoff_cap_seconds": 3000.0,
-                "slice_seconds": 10.0,
+                "slice_seconds": 30.0,
             }
             | overrides
         )
