@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from hashlib import sha1
+from types import MappingProxyType
 from typing import Any, Self
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from pipeline.domain.phone import to_e164
+from pipeline.domain.phone import check_national, to_e164
 
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "platform.futwork.ai")
 """The namespace of every lead id. It is part of the wire contract: with another one, known leads would be new leads."""
@@ -113,11 +114,6 @@ _AGAIN = frozenset({Outcome.NOT_SENT, Outcome.BUSY, Outcome.FAILED}) | _FREE
 class InvalidLead(ValueError):
     """A row cannot become a lead; the message holds every reason, for the person who sent the row."""
 
-    def __init__(self, *reasons: tuple[str, str]) -> None:
-        super().__init__("; ".join(f"{place}: {reason}" if place else reason for place, reason in reasons))
-        self.reasons = reasons
-        """Each reason with the place that it is about, such as `data.age`; an empty place is the whole row."""
-
 
 class Lead(BaseModel):
     """One person to be called: a phone number, the data for the agent, and the producer's idempotency key.
@@ -133,25 +129,39 @@ class Lead(BaseModel):
     key: str = Field(default="", max_length=200, validate_default=True)
 
     @classmethod
-    def read(cls, row: object, *, region: str) -> Self:
+    def read(
+        cls,
+        row: object,
+        *,
+        region: str,
+        national_digits: int | None = None,
+        names: Mapping[str, str] = MappingProxyType({}),
+    ) -> Self:
         """Make a lead of a row (a mapping or a `Lead`), or raise `InvalidLead` with every reason in one line.
 
-        *region* (`IN`) is where a phone number without a country code belongs.
+        *region* (`IN`) is where a phone number without a country code belongs. With *national_digits* the number must
+        be of that region and have so many digits there. The reasons call our fields by their *names* in the row.
         """
         if not isinstance(row, dict):
             if not isinstance(row, Mapping | cls):
-                raise InvalidLead(("", f"a lead must be an object, not {_kind_of(row)}"))
+                raise InvalidLead(f"a lead must be an object, not {_kind_of(row)}")
             row = dict(row)
         try:
-            return cls.model_validate(row, context={"region": region})
+            return cls.model_validate(row, context=(region, national_digits))
         except ValidationError as error:
-            raise InvalidLead(*map(_explain, error.errors(include_url=False, include_input=False))) from None
+            reasons = (_explain(part, names) for part in error.errors(include_url=False, include_input=False))
+            raise InvalidLead("; ".join(reasons)) from None
 
     @field_validator("phone", mode="before")
     @classmethod
     def _phone_is_e164(cls, value: Any, info: ValidationInfo) -> Any:
-        context = info.context
-        return to_e164(value, context["region"]) if context else value
+        if not info.context:
+            return value
+        region, national_digits = info.context
+        e164 = to_e164(value, region)
+        if national_digits:
+            check_national(e164, region, digits=national_digits)
+        return e164
 
     @field_validator("data")
     @classmethod
@@ -292,18 +302,19 @@ def _check_value(value: object, path: str, depth: int) -> None:
             _check_value(child, f"{path}[{index}]", depth + 1)
 
 
-def _explain(error: ErrorDetails) -> tuple[str, str]:
+def _explain(error: ErrorDetails, names: Mapping[str, str]) -> str:
     """The place of an error in the row, and the reason in words for a person."""
     about = error.get("ctx", {})
-    place = ".".join(map(str, error["loc"])) + about.get("path", "")
+    field, *inner = map(str, error["loc"] or ["the name of a field"])
+    place = ".".join([names.get(field, field), *inner]) + about.get("path", "")
     match error["type"]:
         case "missing":
-            return place, "missing"
+            return f"{place}: missing"
         case "extra_forbidden":
-            return place, "unknown field (put it into data)"
+            return f"{place}: unknown field (put it into data)"
         case "value_error":
-            return place, str(about["error"])
-    return place, error["msg"]
+            return f"{place}: {about['error']}"
+    return f"{place}: {error['msg']}"
 
 
 def _kind_of(value: object) -> str:

@@ -37,6 +37,17 @@ def to_e164(text: str | float, region: str) -> str:
     return _e164(_dialled(_as_text(text)), region)
 
 
+def check_national(e164: str, region: str, *, digits: int) -> None:
+    """Raise `InvalidPhone` unless the last *digits* digits of a number mean the same person in *region*."""
+    country = _country_code(region)
+    if not e164.startswith(country):
+        raise InvalidPhone(
+            f"the phone number is of another country than {region}: its last digits would call a stranger"
+        )
+    if len(e164) - len(country) != digits:
+        raise InvalidPhone(f"the phone number has not the {digits} national digits that Futwork takes")
+
+
 _LONGEST_TEXT = 64  # characters; E.164 has at most 15 digits, the rest leaves room for separators
 _SEPARATORS = re.compile(r"[ \t()\[\]./~-]+")
 _PREFIX = re.compile(r"\s*(?:tel|phone)\s*:", re.IGNORECASE)
@@ -51,6 +62,11 @@ _TROUBLE = {
     ValidationResult.INVALID_COUNTRY_CODE: "a country code that does not exist",
     ValidationResult.IS_POSSIBLE_LOCAL_ONLY: "no area code",
 }
+
+
+@cache
+def _country_code(region: str) -> str:
+    return f"+{phonenumbers.country_code_for_region(region)}"
 
 
 @cache

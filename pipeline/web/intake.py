@@ -78,7 +78,7 @@ def take_leads(campaign_id: str) -> tuple[Response, int]:
     for index, row in enumerate(_rows(settings)):
         try:
             if isinstance(row, _NotJson):
-                raise InvalidLead(("", f"not JSON: {row.why}"))
+                raise InvalidLead(f"not JSON: {row.why}")
             lead = read_lead(row, region=settings.default_region)
         except InvalidLead as error:
             results.append({"index": index, "error": str(error)})

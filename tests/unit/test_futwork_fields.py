@@ -57,6 +57,7 @@ def test_a_lead_is_read_again_as_it_is() -> None:
         ({"phone": PHONE, "recipientData": []}, "recipientData: Input should be a valid dictionary"),
         ({"phone": PHONE, "recipientData": {"a": float("nan")}}, "recipientData.a: nan is not a number"),
         ({"recipientPhoneNumber": PHONE}, "data: missing"),
+        ({"recipientPhoneNumber": "+14155552671"}, f"recipientPhoneNumber: {ABROAD}; data: missing"),
         ({"recipientData": {}}, "phone: missing"),
         (
             {"phone": PHONE, "recipientPhoneNumber": PHONE, "data": {}},

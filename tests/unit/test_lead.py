@@ -68,6 +68,10 @@ def refusal(row: object) -> str:
         ({"phone": PHONE}, "data: missing"),
         ({"data": {}}, "phone: missing"),
         ({"phone": PHONE, "data": {}, "colour": 1}, "colour: unknown field (put it into data)"),
+        (
+            {"phone": PHONE, "data": {}, "half \ud800": 1},
+            "the name of a field: Input should be a valid string, unable to parse raw data as a unicode string",
+        ),
         ({"phone": PHONE, "data": {}, "key": True}, "key: must be text"),
         ({"phone": PHONE, "data": {}, "key": ["a"]}, "key: must be text"),
         ({"phone": PHONE, "data": {}, "key": "a\0b"}, "key: must not hold control characters"),
