@@ -7,15 +7,15 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import click
 
 from pipeline.broker import BrokerUnavailable
-from pipeline.cli.rows import LeadFile, Row, open_rows
+from pipeline.cli.rows import REFUSED_HEADER, LeadFile, Row, open_rows
 from pipeline.cli.session import Refused, as_json, note, print_json, settings_with_broker
 from pipeline.domain.campaign import check_campaign_id
 from pipeline.producer import Producer, RefusedRow
@@ -156,17 +156,16 @@ class _Lined:
 
 
 def _hand_in(leads: LeadFile, producer: Producer, size: int | None, refused_path: Path, summary: _Summary) -> None:
-    """Hand in every row; whatever keeps the last ones from it ends in the summary, with the line where that was."""
+    """Hand in every row; if something stops it, the summary says what, and from which line on no row was accepted."""
     lined = _Lined(producer)
-    with _RefusedFile(refused_path, leads.columns) as refused, _progress(size) as show:
+    with _refused_rows(refused_path, leads.columns, summary) as refuse, _progress(size) as show:
         try:
             try:
                 for row in leads.rows:
                     summary.rows += 1
                     reason = lined.add(row)
                     if reason:
-                        summary.refused += 1
-                        refused.write(row, reason)
+                        refuse(row, reason)
                     if summary.rows % _REFRESH_ROWS == 0:
                         show(leads.position(), summary)
             except Refused as error:  # the file cannot be read further; what was read of it goes on
@@ -180,7 +179,6 @@ def _hand_in(leads: LeadFile, producer: Producer, size: int | None, refused_path
         except KeyboardInterrupt:
             summary.stopped = "stopped by a signal"
     summary.accepted = lined.accepted
-    summary.refused_file = refused.name
     if summary.stopped is not None:
         summary.not_accepted_from_line = lined.first_not_accepted
 
@@ -203,35 +201,25 @@ def _tell(summary: _Summary, *, as_json: bool) -> None:
         click.echo(f"{summary.refused:,} refused: see {summary.refused_file}")
 
 
-class _RefusedFile:
-    """The refused rows as CSV: line, reason, and the row as it stood, so that it can be mended and handed in again."""
+@contextmanager
+def _refused_rows(path: Path, columns: Sequence[str], summary: _Summary) -> Iterator[Callable[[Row, str], None]]:
+    """A function that writes a refused row, with its line and reason, to a CSV file that can be corrected and used."""
+    path.unlink(missing_ok=True)  # the rows that an earlier run refused may be corrected by now
+    with ExitStack() as opened:
+        writer: Any = None
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self._path = path
-        self._columns = columns
-        self._file: Any = None
-        self._writer: Any = None
+        def write(row: Row, reason: str) -> None:
+            nonlocal writer
+            if writer is None:
+                writer = csv.writer(
+                    opened.enter_context(path.open("w", encoding="utf-8", errors="replace", newline=""))
+                )
+                writer.writerow([*REFUSED_HEADER, *columns])
+                summary.refused_file = str(path)
+            summary.refused += 1
+            writer.writerow([row.line, reason, *row.source])
 
-    @property
-    def name(self) -> str | None:
-        """The file's name, once a row was refused."""
-        return str(self._path) if self._file else None
-
-    def __enter__(self) -> Self:
-        self._path.unlink(missing_ok=True)  # what an earlier run refused may be mended by now
-        return self
-
-    def write(self, row: Row, reason: str) -> None:
-        """Add a row."""
-        if self._file is None:
-            self._file = self._path.open("w", encoding="utf-8", errors="replace", newline="")
-            self._writer = csv.writer(self._file)
-            self._writer.writerow(["line", "reason", *self._columns])
-        self._writer.writerow([row.line, reason, *row.source])
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        yield write
 
 
 def _check_apart(refused_path: Path, source: BinaryIO) -> None:

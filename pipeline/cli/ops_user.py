@@ -1,4 +1,4 @@
-"""`ops-user`: who may sign in to the status pages."""
+"""`ops-user`: users of the status pages."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SHORTEST = 10  # characters of a password
 @click.argument("name")
 @click.option("--role", type=click.Choice(["viewer", "operator"]), default="viewer", show_default=True)
 def ops_user(name: str, *, role: str) -> None:
-    """Make an entry of OPS_USERS for somebody who may sign in to the status pages under /ops.
+    """Make an entry of OPS_USERS for a user of the status pages under /ops.
 
-    Asks for the password, or reads it from the first line of stdin. A viewer sees everything, with phone numbers
-    masked; an operator sees them, and may change things. Put the lines that it prints into .env, and restart the web
+    Asks for the password, or reads it from the first line of stdin. A viewer sees everything with phone numbers masked;
+    an operator sees the numbers and may change things. Put the lines that it prints into .env, and restart the web
     process.
 
     \b
@@ -44,12 +44,12 @@ def ops_user(name: str, *, role: str) -> None:
     click.echo(f"OPS_USERS={','.join([*others, entry])}")
     if not secret:
         click.echo(f"OPS_SECRET={secrets.token_hex(24)}")
-    kept = f", beside {len(others)} that were there" if others else ""
-    note(f"an entry for {name} as {role}{kept}: put it into .env in the place of what is there, and restart web")
+    kept = f", with the {len(others)} existing ones" if others else ""
+    note(f"an entry for {name} as {role}{kept}: replace the line in .env, and restart web")
 
 
 def _known() -> tuple[list[str], str]:
-    """The entries and the secret of now, none where the settings cannot be read."""
+    """The present entries and secret; none if the settings cannot be read."""
     try:
         settings = load_settings()
     except SettingsError:

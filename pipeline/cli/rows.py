@@ -1,7 +1,7 @@
 """Files of leads: CSV and JSON lines, read row by row in constant memory, whatever they hold.
 
-A row that cannot be read is a row error with its line, and the next row is read as if it had not been there. Only a
-file that cannot be read at all is an error.
+A row that cannot be read is reported with its line, and does not affect the next row. Only a file that cannot be read
+at all is an error.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ PHONE_COLUMNS = (
 )
 _DATA_FIELDS = ("data", "recipientData")
 _SNIFF_BYTES = 64 * 1024
-_LONGEST_ROW = 1024 * 1024  # characters; a row past this is an unclosed quote, or no row at all
+_LONGEST_ROW = 1024 * 1024  # characters; a longer row is an unclosed quote, or no row at all
 _SHOWN = 2000  # characters of a row that cannot be read, in the file of refused rows
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _BOM = "\ufeff"
-_REFUSED_HEADER = ["line", "reason"]  # how a file of refused rows begins (`pipeline.cli.enqueue`)
+REFUSED_HEADER = ["line", "reason"]  # how a file of refused rows begins (`pipeline.cli.enqueue`)
 _KNOWN_FORMATS = (
     (b"PK\x03\x04", "is an Excel workbook or a ZIP archive: save its sheet as CSV (UTF-8)"),
     (b"\xd0\xcf\x11\xe0", "is an old Excel workbook: save its sheet as CSV (UTF-8)"),
@@ -55,7 +55,7 @@ class Row:
 
 
 class CountingReader(io.RawIOBase):
-    """A binary file that tells how far it was read."""
+    """A binary file that counts the bytes read."""
 
     def __init__(self, file: BinaryIO, head: bytes) -> None:
         self._file = file
@@ -67,7 +67,7 @@ class CountingReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # a narrower buffer is all that io passes
-        """Fill *buffer* from the part that was looked at before, then from the file."""
+        """Fill *buffer* from the part that was read before, then from the file."""
         if self._head:
             chunk, self._head = self._head[: len(buffer)], self._head[len(buffer) :]
         else:
@@ -97,9 +97,9 @@ def open_rows(
     phone_column: str | None,
     key_column: str | None,
 ) -> LeadFile:
-    """Find out what the file is and read its head; raises `Refused` if it is no lead file.
+    """Detect the format and read the header; raises `Refused` if it is no file of leads.
 
-    So does the iterator of its rows, should the file turn out to be unreadable further on.
+    The iterator of its rows raises it too, if the file cannot be read further on.
     """
     head = file.read(_SNIFF_BYTES)
     if not head.strip(codecs.BOM_UTF8 + codecs.BOM_UTF16 + b" \t\r\n\0"):
@@ -129,7 +129,7 @@ class _BadLine(Exception):
 
 
 class _Lines:
-    """The lines of a text, counted and of bounded length; those of a row that went wrong can be given back."""
+    """The lines of a text, numbered and of limited length; those of a row with an error can be returned to it."""
 
     def __init__(self, text: io.TextIOWrapper, encoding: str) -> None:
         self._text = text
@@ -168,7 +168,7 @@ class _Lines:
         return self.number + 1
 
     def give_back(self) -> str:
-        """Let reading go on at the second line of the row that went wrong, and return its first."""
+        """Return the first line of the row with an error; reading continues at its second line."""
         first = self._row[0] if self._row else ""
         self._returned.extendleft(reversed(self._row[1:]))
         self.number -= max(0, len(self._row) - 1)
@@ -194,7 +194,7 @@ def _open_csv(
     phone_column: str | None,
     key_column: str | None,
 ) -> LeadFile:
-    csv.field_size_limit(2 * _LONGEST_ROW)  # the bound on a row comes first
+    csv.field_size_limit(2 * _LONGEST_ROW)  # the limit of a row applies first
     delimiter = _delimiter(sample)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
@@ -208,7 +208,7 @@ def _open_csv(
     if repeated:
         raise Refused(f"{name} has two columns named {min(repeated)!r}: rename one")
     notes = []
-    skipped = len(_REFUSED_HEADER) if header[: len(_REFUSED_HEADER)] == _REFUSED_HEADER else 0
+    skipped = len(REFUSED_HEADER) if header[: len(REFUSED_HEADER)] == REFUSED_HEADER else 0
     if skipped:
         notes.append("this is a file of refused rows: its columns line and reason are left out")
     header = header[skipped:]
@@ -246,7 +246,7 @@ def _csv_rows(
             continue
         fields = fields[skipped:]
         while len(fields) > width and not fields[-1].strip():
-            fields.pop()  # a delimiter at the end of a line is no field
+            fields.pop()  # a delimiter at the end of a line adds no field
         if len(fields) != width:
             if any(field.strip() for field in fields):  # a blank line is no lead
                 yield Row(line, fault=f"{len(fields)} fields, but the header names {width}", source=fields)
@@ -303,8 +303,8 @@ def _json_lines(lines: _Lines, phone_column: str | None, key_column: str | None)
 
 
 def _shape(value: dict[str, object], phone_column: str | None, key_column: str | None) -> dict[str, object]:
-    """A JSON row as a lead: with `data`, that is the data and no field may be left over; without, the rest is."""
-    phone = phone_column or _phone_of(value) or "phone"
+    """A JSON row as a lead: its data is the field `data`, with no other field left, or else all other fields."""
+    phone = phone_column or phone_of(value) or "phone"
     key = key_column or "key"
     data = next((name for name in _DATA_FIELDS if name in value), None)
     rest = {name: field for name, field in value.items() if name not in (phone, key, data)}
@@ -315,7 +315,7 @@ def _shape(value: dict[str, object], phone_column: str | None, key_column: str |
 
 
 def _guarded(rows: Iterator[Row], name: str, encoding: str) -> Iterator[Row]:
-    """The rows, with a place that cannot be read at all told as what it is."""
+    """The rows; text that cannot be decoded becomes an error that says so."""
     try:
         yield from rows
     except UnicodeError as error:
@@ -360,14 +360,14 @@ def _find(header: list[str], column: str | None, name: str, option: str) -> str 
 
 
 def _guess_phone(header: list[str], name: str) -> str:
-    found = _phone_of(header)
+    found = phone_of(header)
     if found is None:
         raise Refused(f"{name} has no phone column; name one of its columns with --phone-column: {_listed(header)}")
     return found
 
 
-def _phone_of(names: Iterable[str]) -> str | None:
-    """The name that says most plainly that it is a phone number's: `phone` rather than `contact`."""
+def phone_of(names: Iterable[str]) -> str | None:
+    """The column of the phone number, by its name: `phone` before `contact`; None if no name fits."""
     found = {_plain(name): name for name in names}
     return next((found[plain] for plain in PHONE_COLUMNS if plain in found), None)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import click
 
 from pipeline.cli.queries import one_line, time_of
-from pipeline.cli.rows import PHONE_COLUMNS
+from pipeline.cli.rows import phone_of
 from pipeline.cli.session import Refused, as_json, not_empty, note, now, operator, print_json, read_phone, the_ledger
 from pipeline.domain.campaign import check_campaign_id
 from pipeline.domain.phone import InvalidPhone, to_e164
 from pipeline.status.actions import explained
 
-_SHOWN = 20  # refused lines; what is wrong with the first ones is usually wrong with all
+_SHOWN = 20  # refused lines; all usually have the same fault as the first
 _NUMBER = re.compile(r"[+(]?[0-9][0-9 ().+-]*")
 
 _numbers = click.argument("numbers", nargs=-1, required=True, metavar="FILE|NUMBER…")
@@ -74,7 +74,7 @@ def add(numbers: Sequence[str], *, campaign: str | None, reason: str, dry_run: b
 
 
 @suppress.command("list")
-@click.option("--campaign", callback=not_empty, help="What holds in this campaign, so also what holds in all.")
+@click.option("--campaign", callback=not_empty, help="What applies to this campaign, including what applies to all.")
 @click.option("--phone", callback=not_empty, help="The entries of this number, in any spelling.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000_000), help="At most so many.")
 @as_json
@@ -137,7 +137,7 @@ def _check(campaign: str | None) -> None:
 
 
 def _read_all(arguments: Sequence[str]) -> tuple[list[tuple[str, list[str]]], int]:
-    """The numbers in E.164 by where they came from, and how many lines hold none; those are told, up to a bound."""
+    """The numbers in E.164 by their source, and how many lines hold none; the first of these are printed."""
     from pipeline.settings import load_settings
 
     region = load_settings().default_region
@@ -181,10 +181,9 @@ def _fields(file: Iterable[str], name: str) -> Iterator[tuple[int, str]]:
                 continue
             if first:
                 first = False
-                plain = ["".join(filter(str.isalnum, field.lower())) for field in fields]
-                named = next((known for known in PHONE_COLUMNS if known in plain), None)
+                named = phone_of(fields)
                 if named is not None:
-                    column = plain.index(named)
+                    column = fields.index(named)
                     continue
             yield reader.line_num, fields[column] if column < len(fields) else ""
     except csv.Error as error:

@@ -97,12 +97,12 @@ def test_a_report_as_json_goes_alone_and_only_trouble_keeps_the_folder(run, monk
     folder = tmp_path / "tmp"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    monkeypatch.setattr("pipeline.cli.demo.run_demo", lambda _, screen: screen.say("it runs") or told(2))
+    monkeypatch.setattr("pipeline.cli.demo.run_demo", lambda _, screen, **__: screen.say("it runs") or told(2))
     good = run("demo", "--json")
     assert (good.code, good.err, list(folder.iterdir())) == (0, "", [])
     assert (good.json["accepted"], good.json["refused"], good.json["lost"], good.json["problems"]) == (2, 1, 0, [])
 
-    monkeypatch.setattr("pipeline.cli.demo.run_demo", lambda *_: told(3))
+    monkeypatch.setattr("pipeline.cli.demo.run_demo", lambda *_, **__: told(3))
     bad = run("demo", "--json")
     (kept,) = folder.iterdir()
     assert (bad.code, bad.err) == (1, f"ledger and logs are in {kept}\n")

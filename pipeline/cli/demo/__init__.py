@@ -76,8 +76,8 @@ def demo(*, leads: int, rate: str, faults: str, seed: int, as_json: bool, keep: 
     folder = Path(tempfile.mkdtemp(prefix="pipeline-demo-"))
     worth_keeping = True
     try:
-        options = DemoOptions(leads=leads, rate=rate, faults=faults, seed=seed, folder=folder)
-        report = run_demo(options, shown.Screen(quiet=as_json))
+        screen = shown.Screen(quiet=as_json)
+        report = run_demo(folder, leads=leads, rate=rate, faults=faults, seed=seed, screen=screen)
         worth_keeping = bool(report.problems)
     except KeyboardInterrupt:
         worth_keeping = False
@@ -92,17 +92,6 @@ def demo(*, leads: int, rate: str, faults: str, seed: int, as_json: bool, keep: 
     else:
         shown.print_report(report, console())
     sys.exit(1 if report.problems else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class DemoOptions:
-    """The options of the command."""
-
-    leads: int
-    rate: str
-    faults: str
-    seed: int
-    folder: Path
 
 
 @dataclass(slots=True)
@@ -153,18 +142,18 @@ class DemoReport:
         }
 
 
-def run_demo(options: DemoOptions, screen: shown.Screen) -> DemoReport:
-    """Run the demo in *options.folder* and return its report; every process has ended when this returns or raises."""
+def run_demo(folder: Path, *, leads: int, rate: str, faults: str, seed: int, screen: shown.Screen) -> DemoReport:
+    """Run the demo in *folder* and return its report; every process has ended when this returns or raises."""
     started = time.monotonic()
-    source = options.folder / "leads.csv"
-    write_leads(source, options.leads, seed=options.seed)
+    source = folder / "leads.csv"
+    write_leads(source, leads, seed=seed)
     screen.say("starting Valkey, the sandbox, two workers, beat and the web server")
-    with _running(options) as (stack, ledger, sandbox):
-        screen.say(f"handing in {source.name}: {options.leads} rows for campaign {CAMPAIGN}")
+    with _running(folder, rate, faults, seed) as (stack, ledger, sandbox):
+        screen.say(f"handing in {source.name}: {leads} rows for campaign {CAMPAIGN}")
         summary = _enqueue(stack, source)
         refused = _read_csv(Path(summary["refused_file"])) if summary["refused_file"] else []
         promised = _people(source, {int(row["line"]) for row in refused})
-        with screen.live(options.rate):
+        with screen.live(rate):
             _watch(stack, ledger, sandbox, screen, promised)
         report = DemoReport(
             status=ledger.reports.status(now=datetime.now(UTC)),
@@ -183,20 +172,19 @@ def run_demo(options: DemoOptions, screen: shown.Screen) -> DemoReport:
 
 
 @contextlib.contextmanager
-def _running(options: DemoOptions) -> Iterator[tuple[Supervisor, Ledger, str]]:
+def _running(folder: Path, rate: str, faults: str, seed: int) -> Iterator[tuple[Supervisor, Ledger, str]]:
     """Every process, ready for leads: their supervisor, the ledger, and the root URL of the sandbox."""
-    folder = options.folder
     token, sandbox = secrets.token_urlsafe(16), f"http://127.0.0.1:{(sandbox_port := free_port())}"
     web = f"127.0.0.1:{free_port()}"
     with embedded_broker(folder / "valkey") as broker_url:
-        environment = _environment(folder, broker_url, f"{sandbox}/api", token, options.rate)
+        environment = _environment(folder, broker_url, f"{sandbox}/api", token, rate)
         with (
             contextlib.closing(Ledger(environment["DATABASE_URL"])) as ledger,
             Supervisor(folder / "logs", environment, cwd=folder) as stack,
         ):
             ledger.migrate()
-            arguments = ["--port", str(sandbox_port), "--seed", str(options.seed), "--api-key", _KEY]
-            arguments += ["--faults", options.faults, "--webhook", f"http://{web}/webhooks/futwork"]
+            arguments = ["--port", str(sandbox_port), "--seed", str(seed), "--api-key", _KEY]
+            arguments += ["--faults", faults, "--webhook", f"http://{web}/webhooks/futwork"]
             arguments += ["--webhook-token", token, "--latency", "60", "--call-seconds", "1", "--stall-seconds", "8"]
             stack.start("sandbox", ["-m", "pipeline.sandbox", *arguments, "--late-seconds", "2"], ends_last=True)
             stack.start_pipeline(web=web)
