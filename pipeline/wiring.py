@@ -6,15 +6,14 @@ connections after the fork.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from functools import cached_property
 
-from pipeline.broker import Broker, BrokerUnavailable, celery_app, encode_events
+from pipeline.broker import Broker, BrokerUnavailable, celery_app
 from pipeline.broker.gate import EventGate
 from pipeline.broker.spool import Spool, drain_spool
-from pipeline.coordination.connection import Redis, RedisUnavailable, connect, reaching
+from pipeline.coordination.connection import Redis, RedisUnavailable, connect
 from pipeline.coordination.counters import Counters
 from pipeline.coordination.crash_counter import CrashCounter
 from pipeline.coordination.dispatch_leases import DispatchLeases
@@ -123,14 +122,7 @@ class Services:
     @cached_property
     def events(self) -> Events:
         """Post-call events into calls."""
-        return Events(
-            self.ledger,
-            self.settings,
-            crash_counter=self.crash_counter,
-            go_on=self._merge_on,
-            later=_Later(self),
-            counters=self.counters,
-        )
+        return Events(self.ledger, self.settings, crash_counter=self.crash_counter, counters=self.counters)
 
     @cached_property
     def sweep(self) -> Sweep:
@@ -168,13 +160,6 @@ class Services:
         except (BrokerUnavailable, RedisUnavailable) as error:
             log.warning("no dispatcher could be requested; the sweep will", campaign=campaign_id, error=str(error))
 
-    def _merge_on(self) -> None:
-        """Have another task merge the events that wait: one without events of its own."""
-        try:
-            self.broker.publish("pipeline.events", encode_events([]), about="(0 events)")
-        except BrokerUnavailable as error:
-            log.warning("no task could be asked to merge on; the next, or tidy, will", error=str(error))
-
     def _events_wait(self) -> bool:
         try:
             return self.broker.depths()["events"] > 0
@@ -190,31 +175,6 @@ class Services:
         except OSError as error:
             log.warning("the spool could not be read", error=str(error))
         return 0
-
-
-class _Later:
-    """Asks for a task that merges what others have stored, once for all who ask until it begins."""
-
-    _MARK = "futwork:events:later"
-    _SECONDS = 10  # then it is taken for lost, and asked for again; what nobody asks for is left to tidy
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    def ask(self) -> bool:
-        try:
-            with reaching("the request for a merge"):
-                if not self._services.redis.set(self._MARK, 1, nx=True, ex=self._SECONDS):
-                    return True
-            self._services.broker.publish("pipeline.events", encode_events([]), about="(0 events)")
-        except (BrokerUnavailable, RedisUnavailable, SettingsError):
-            self.begin()
-            return False
-        return True
-
-    def begin(self) -> None:
-        with contextlib.suppress(RedisUnavailable, SettingsError), reaching("the request for a merge"):
-            self._services.redis.delete(self._MARK)
 
 
 _of_process: dict[int, Services] = {}

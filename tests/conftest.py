@@ -10,6 +10,7 @@ import shutil
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 
 from pipeline.devstack.embedded_valkey import embedded_broker
 from pipeline.domain.lead import Answer, Claim, Lead, Outcome, lead_id
-from pipeline.ledger import LeadFilter, Ledger, metadata
+from pipeline.ledger import CallRow, LeadFilter, Ledger, StoredEvent, metadata
 from pipeline.settings import PREFIX, Settings
 from tests.waiting import measured_slowness, patience
 
@@ -248,3 +249,10 @@ def make_answer(claim: Claim, outcome: Outcome, **overrides: Any) -> Answer:
         "excerpt": "" if outcome is Outcome.ACCEPTED else f"it was {outcome.value}",
     }
     return Answer(claim, outcome, **(values | overrides))
+
+
+def merge_call(ledger: Ledger, event: StoredEvent, row: CallRow, *, now: datetime = NOW) -> None:
+    """Store an event and write its call, as the stage does with what it folds."""
+    with ledger.calls.merging([event], {event.digest: row.call_sid}) as merging:
+        first = min(one.received_at for one in merging.events_of[row.call_sid])
+        merging.write([replace(row, first_event_at=first)], now=now)

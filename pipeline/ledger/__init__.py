@@ -28,7 +28,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pipeline.ledger.audit import Actor, Audit
-from pipeline.ledger.calls import CALLS_AT_ONCE, EVENTS_AT_ONCE, CallRow, Calls, Merged, StoredEvent
+from pipeline.ledger.calls import CALLS_AT_ONCE, CallRow, Calls, StoredEvent
 from pipeline.ledger.campaigns import Campaigns
 from pipeline.ledger.database import Database
 from pipeline.ledger.evidence import Evidence, Unread
@@ -44,14 +44,12 @@ from pipeline.ledger.upgrade import MIGRATIONS, MigrationBlocked, upgrade
 
 __all__ = [
     "CALLS_AT_ONCE",
-    "EVENTS_AT_ONCE",
     "Actor",
     "CallRow",
     "EmptyFilter",
     "LeadFilter",
     "Ledger",
     "LedgerUnavailable",
-    "Merged",
     "MigrationBlocked",
     "Place",
     "Recorded",

@@ -1,24 +1,26 @@
-"""Calls and their events in the ledger: raw first, then merged, then linked to the lead that they prove.
+"""Calls and their events in the ledger: stored raw, folded into calls, linked to the lead that they prove.
 
-A call is what its events say. Each merge reads every stored event of the call again and folds them anew, so the order
-in which events arrive, repeats, and a replay after a fix all give the same row.
+A call is what its events say. Each merge reads every stored event of the call again, so the order in which events
+arrive, repeats, and a replay after a fix all give the same row.
+
+Locks are taken in one order by every transaction here: events by digest, calls by callSid, leads by id.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from pipeline.domain.lead import LeadState
 from pipeline.ledger.audit import Actor, note
-from pipeline.ledger.database import CLOCKS_APART, Columns, Database, plain_id, storable_text
+from pipeline.ledger.database import CLOCKS_APART, Columns, Database, UtcDateTime, plain_id, storable_text
 from pipeline.ledger.leads import may_become
 from pipeline.ledger.tables import call_events, calls, leads, quarantine
 from pipeline.observability.logs import logger
@@ -27,10 +29,6 @@ log = logger(__name__)
 
 EVENTS_A_CALL = 500  # more events than a call can have; a sender that repeats itself for ever must not cost more
 CALLS_AT_ONCE = 200  # in a transaction: each holds a lock, and PostgreSQL's table has room for 6,400 of all workers
-EVENTS_AT_ONCE = 600  # in a pass over those that wait: the usual three events of as many calls
-
-_MERGERS_TURN = 727275  # PostgreSQL's advisory lock of whoever merges what others stored
-_MERGED: Columns = {"digest": sa.Text(), "call_sid": sa.Text()}
 
 _Item = TypeVar("_Item")
 
@@ -66,18 +64,8 @@ class CallRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
-    """What a merge changed: calls written, and of them those that no lead was found for."""
-
-    calls: int
-    orphans: int
-    links: Mapping[str, uuid.UUID] = field(default_factory=dict, compare=False)
-    """The lead of each call that has one, by callSid."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Trace:
-    """What of a call leads to its lead, and what it proves about it."""
+class _Evidence:
+    """The part of a call that leads to its lead, and what it proves about it."""
 
     call_sid: str
     campaign_id: str | None
@@ -87,7 +75,7 @@ class _Trace:
     is_final: bool
 
     @classmethod
-    def of(cls, row: Any) -> _Trace:
+    def of(cls, row: Any) -> _Evidence:
         return cls(*(getattr(row, name) for name in cls.__slots__))
 
 
@@ -97,200 +85,117 @@ class _Link:
     by: str
 
 
+class Merge:
+    """One transaction in which calls are folded anew; their locks are held until it ends."""
+
+    def __init__(
+        self,
+        statements: _Statements,
+        connection: sa.Connection,
+        fresh: Sequence[StoredEvent],
+        events_of: Mapping[str, Sequence[StoredEvent]],
+    ) -> None:
+        self._statements = statements
+        self._connection = connection
+        self.fresh = fresh
+        """The events that were not merged before, or were received earlier than the ledger knew."""
+        self.events_of = events_of
+        """All events of each call that has a fresh one, oldest first, by callSid."""
+
+    def write(self, rows: Sequence[CallRow], *, now: datetime) -> Mapping[str, uuid.UUID]:
+        """Write the calls, and move on the leads that they prove; return the lead of each call that has one."""
+        if not rows:
+            return {}
+        rows = sorted(rows, key=lambda row: row.call_sid)
+        evidence = [_Evidence.of(row) for row in rows]
+        links = _find_leads(self._connection, evidence)
+        self._statements.write_calls(self._connection, [_call_row(row, links.get(row.call_sid)) for row in rows])
+        _move_leads_on(self._statements, self._connection, evidence, links, now)
+        return {sid: link.lead_id for sid, link in links.items()}
+
+
 class Calls:
     """The statements on calls and their events. Each method is one transaction and commits before it returns."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        self._statements = _Statements(database)
 
-    def keep(self, events: Sequence[StoredEvent]) -> list[StoredEvent]:
-        """Store events as they came, and return those that wait to be merged, oldest first; safe to repeat.
+    def keep(self, events: Sequence[StoredEvent]) -> None:
+        """Store events as they came, to be merged later; safe to repeat.
 
         A body that is known keeps its first time of receipt. If a repeat turns out to be the earlier of the two, the
-        time is put right and the event waits to be merged anew.
+        time is corrected and the event waits to be merged anew.
         """
-        by_digest: dict[str, StoredEvent] = {}
-        for event in sorted(events, key=lambda e: (e.digest, e.received_at)):  # one order of locks for every batch
-            by_digest.setdefault(event.digest, event)
-        if not by_digest:
-            return []
-        waiting, earlier = [], []
-        with self._db.write_one() as connection:  # each statement is true by itself, and mostly there is just the first
-            new = self._insert(connection, by_digest)
-            waiting += [by_digest[digest] for digest in new]
-            known = sa.select(call_events.c.digest, call_events.c.state, call_events.c.received_at)
-            rest = by_digest.keys() - new
-            for row in connection.execute(known.where(call_events.c.digest.in_(rest))) if rest else ():
-                event = by_digest[row.digest]
-                if event.received_at < row.received_at and row.state != "quarantined":
-                    earlier.append({"known": row.digest, "at": event.received_at})
-                    waiting.append(event)
-                elif row.state == "pending":
-                    waiting.append(StoredEvent(row.digest, event.body, row.received_at))
-            if earlier:
-                connection.execute(
-                    sa.update(call_events)
-                    .where(call_events.c.digest == sa.bindparam("known"), call_events.c.state != "quarantined")
-                    .values(received_at=sa.bindparam("at"), state="pending"),
-                    sorted(earlier, key=lambda one: str(one["known"])),
-                )
-        return sorted(waiting, key=lambda e: (e.received_at, e.digest))
-
-    def _insert(self, connection: sa.Connection, events: Mapping[str, StoredEvent]) -> set[str]:
-        """Insert the events that are new; the digests of those that are known to be so, on SQLite of none."""
-        if self._db.is_sqlite:
-            rows = [
-                {"digest": e.digest, "state": "pending", "received_at": e.received_at, "body": e.body}
-                for e in events.values()
-            ]
-            connection.execute(self._db.insert(call_events).on_conflict_do_nothing(), rows)
-            return set()
-        columns = zip(*((e.digest, e.received_at, e.body) for e in events.values()), strict=True)
-        arrays = dict(zip(("digests", "times", "bodies"), map(list, columns), strict=True))
-        return set(connection.scalars(_INSERT_ARRAYS, arrays))
-
-    def merge(
-        self, events: Mapping[str, str], fold: Callable[[Sequence[StoredEvent]], CallRow], *, now: datetime
-    ) -> Merged:
-        """Merge stored events, given as digest → callSid, into their calls and move the leads that they prove.
-
-        *fold* makes a call of all its events, which come oldest first; it must be pure. Two workers with events of one
-        call take turns. Give it no more than `CALLS_AT_ONCE`.
-        """
-        if not events:
-            return Merged(0, 0)
         with self._db.write() as connection:
-            mine = sa.select(call_events).where(call_events.c.digest.in_(events))
-            if not self._db.is_sqlite:  # in the order in which `keep` puts times right, and before the turns, as below
-                mine = mine.order_by(call_events.c.digest).with_for_update(key_share=True)
-            fresh = [StoredEvent(row.digest, bytes(row.body), row.received_at) for row in connection.execute(mine)]
-            self._take_turns(connection, sorted(set(events.values())))
-            return self._merge(connection, fresh, events, fold, now)
+            self._statements.store(connection, events, {})
 
-    def merge_waiting(
-        self,
-        sort_out: Callable[[Sequence[StoredEvent]], Mapping[str, str]],
-        fold: Callable[[Sequence[StoredEvent]], CallRow],
-        *,
-        even_beside_others: bool = False,
-        now: datetime,
-    ) -> Merged | None:
-        """Merge a portion of what waits, whoever stored it, oldest first; None if another worker is at it already.
+    @contextmanager
+    def merging(self, events: Sequence[StoredEvent], call_of: Mapping[str, str]) -> Iterator[Merge]:
+        """Store events as merged into their calls, given as digest → callSid, in a transaction that writes the calls.
 
-        *sort_out* is given the portion and says which of its events belong to which call, as digest → callSid; of
-        those that it leaves out nothing is written. *even_beside_others*: take what nobody has in hand, without regard
-        to who is at it.
-
-        Who gets None leaves what it stored to the other, who looks again after its turn: see `is_waiting`.
+        The caller folds `Merge.events_of` and gives the rows to `Merge.write`; the transaction commits when the block
+        ends and changes nothing if it raises. An event that is merged or in quarantine already is not fresh. Two
+        workers with events of one call wait for each other, and the second sees what the first has stored. Give it no
+        more than `CALLS_AT_ONCE`.
         """
-        portion = (
-            sa.select(call_events.c.digest, call_events.c.body, call_events.c.received_at)
-            .where(_PENDING)
-            .order_by(call_events.c.received_at, call_events.c.digest)
-            .limit(EVENTS_AT_ONCE)
-        )
         with self._db.write() as connection:
-            if not self._db.is_sqlite:  # there a writer is alone
-                turn = sa.select(sa.func.pg_try_advisory_xact_lock(_MERGERS_TURN))
-                if not even_beside_others and not connection.scalar(turn):
-                    return None
-                # Whoever has one of these rows locked merges it, or puts its time right and has it wait on.
-                portion = portion.with_for_update(skip_locked=True, key_share=True)
-            fresh = [StoredEvent(row.digest, bytes(row.body), row.received_at) for row in connection.execute(portion)]
-            call_of = sort_out(fresh)
-            if not call_of:
-                return Merged(0, 0)
-            self._take_turns(connection, sorted(set(call_of.values())))
-            return self._merge(connection, [one for one in fresh if one.digest in call_of], call_of, fold, now)
-
-    def is_waiting(self, *, more_than: int = 0) -> bool:
-        """Whether more than so many events wait to be merged.
-
-        The worker whose turn it was asks after the turn has ended: an event that was stored too late to be in it, by a
-        worker that found the turn taken, is seen then.
-        """
-        nth = sa.select(call_events.c.digest).where(_PENDING).order_by(call_events.c.received_at)
-        with self._db.read() as connection:
-            return connection.scalar(nth.offset(more_than).limit(1)) is not None
-
-    def _merge(
-        self,
-        connection: sa.Connection,
-        fresh: Sequence[StoredEvent],
-        call_of: Mapping[str, str],
-        fold: Callable[[Sequence[StoredEvent]], CallRow],
-        now: datetime,
-    ) -> Merged:
-        """Fold the calls of these events anew; the calls' turns are ours."""
-        told = self._told_before(connection, set(call_of.values()))
-        for event in fresh:
-            told[call_of[event.digest]][event.digest] = event
-        rows = [fold(_oldest_first(told[call_sid].values())) for call_sid in sorted(told)]
-        source = self._db.rows("merged", _MERGED)
-        connection.execute(
-            sa.update(call_events)
-            .where(call_events.c.digest == source.c.digest)
-            .values(state="merged", call_sid=source.c.call_sid),
-            {"merged": self._db.encode([{"digest": e.digest, "call_sid": call_of[e.digest]} for e in fresh])},
-        )
-        traces = [_Trace.of(row) for row in rows]
-        links = self._find_leads(connection, traces)
-        self._write(connection, rows, links)
-        self._prove(connection, traces, links, now)
-        leads_of = {sid: link.lead_id for sid, link in links.items()}
-        return Merged(len(rows), sum(row.call_sid not in links for row in rows), leads_of)
-
-    @staticmethod
-    def _told_before(connection: sa.Connection, call_sids: Iterable[str]) -> dict[str, dict[str, StoredEvent]]:
-        """The newest events of each call that were merged into it before, by digest."""
-        ranked = (
-            sa.select(
-                call_events,
-                sa.func.row_number()
-                .over(
-                    partition_by=call_events.c.call_sid,
-                    order_by=(call_events.c.received_at.desc(), call_events.c.digest),
-                )
-                .label("newest"),
+            stored = self._statements.store(connection, events, call_of)
+            bodies = {event.digest: event.body for event in events}
+            fresh = [StoredEvent(digest, bodies[digest], at) for digest, at in stored.items()]
+            events_of: dict[str, list[StoredEvent]] = defaultdict(list)
+            if fresh:
+                call_sids = sorted({call_of[event.digest] for event in fresh})
+                self._statements.lock_calls(connection, call_sids)
+                # A statement of its own after the lock: it sees what was committed while the lock was waited for.
+                for row in connection.execute(_MERGED_BEFORE, {"sids": call_sids, "fresh": list(stored)}):
+                    events_of[row.call_sid].append(_event(row))
+                for event in fresh:
+                    events_of[call_of[event.digest]].append(event)
+            yield Merge(
+                self._statements, connection, fresh, {sid: _oldest_first(some) for sid, some in events_of.items()}
             )
-            # An event that waits although it has a call was merged before: the call still says what it said.
-            .where(call_events.c.call_sid.in_(call_sids), call_events.c.state != "quarantined")
-            .subquery()
-        )
-        told: dict[str, dict[str, StoredEvent]] = defaultdict(dict)
-        for row in connection.execute(sa.select(ranked).where(ranked.c.newest <= EVENTS_A_CALL)):
-            told[row.call_sid][row.digest] = StoredEvent(row.digest, bytes(row.body), row.received_at)
-        return told
 
-    def pending(self, *, before: datetime | None = None, limit: int = 500) -> list[StoredEvent]:
+    def pending(self, *, before: datetime | None = None, limit: int = CALLS_AT_ONCE) -> list[StoredEvent]:
         """Events that were stored but not merged by *before*, or at all; oldest first.
 
         One that a web host with a clock far ahead received is not waited for.
         """
         received = call_events.c.received_at
-        old = () if before is None else ((received < before) | (received > before + 2 * CLOCKS_APART),)
+        query = sa.select(call_events).where(_PENDING).order_by(received, call_events.c.digest).limit(limit)
+        if before is not None:
+            query = query.where((received < before) | (received > before + 2 * CLOCKS_APART))
         with self._db.read() as connection:
-            return _stored(connection, _PENDING, *old, limit=limit)
+            return [_event(row) for row in connection.execute(query)]
 
-    def set_aside(self, event: StoredEvent, *, reason: str) -> bool:
-        """Put an event that could not be read into quarantine, where it stays whole until a replay reads it.
+    def is_waiting(self) -> bool:
+        """Whether an event waits to be merged."""
+        with self._db.read() as connection:
+            return connection.scalar(sa.select(call_events.c.digest).where(_PENDING).limit(1)) is not None
 
-        False, and nothing is changed, if another worker has merged it meanwhile.
+    def quarantine(self, event: StoredEvent, *, reason: str) -> bool:
+        """Store an event in quarantine, where it stays whole until a replay reads it.
+
+        False, and nothing is changed, if it is merged or in quarantine already; it waits for a merge that is under way.
         """
         reason = storable_text(reason)
+        row = {"digest": event.digest, "body": event.body, "received_at": event.received_at}
         with self._db.write() as connection:
-            changed = connection.execute(
-                sa.update(call_events)
-                .where(call_events.c.digest == event.digest, call_events.c.state != "merged")
-                .values(state="quarantined")
-            ).rowcount
-            if not changed:
+            changed = connection.scalar(
+                self._db.insert(call_events)
+                .values(state="quarantined", **row)
+                .on_conflict_do_update(
+                    index_elements=[call_events.c.digest],
+                    set_={"state": "quarantined"},
+                    where=call_events.c.state == "pending",
+                )
+                .returning(call_events.c.digest)
+            )
+            if changed is None:
                 return False
             connection.execute(
                 self._db.insert(quarantine)
-                .values(
-                    digest=event.digest, kind="event", reason=reason, body=event.body, received_at=event.received_at
-                )
+                .values(kind="event", reason=reason, **row)
                 .on_conflict_do_update(
                     index_elements=[quarantine.c.digest], set_={"reason": reason, "released_at": None}
                 )
@@ -298,22 +203,22 @@ class Calls:
         return True
 
     def link_orphans(self, limit: int = 5000, *, now: datetime) -> int:
-        """Look again for the leads of orphaned calls, newest first, and link those that can now be told.
+        """Look again for the leads of orphaned calls, newest first, and link those that are found.
 
-        Each batch of links is a transaction of its own. It takes turns with merges and looks again inside, because a
-        merge may have changed the call, or linked it, meanwhile; it writes nothing but the link.
+        Each batch of links is a transaction of its own. It locks the calls and looks again inside, because a merge may
+        have changed or linked a call meanwhile; it writes nothing but the link.
         """
-        orphans = sa.select(*(calls.c[name] for name in _Trace.__slots__)).where(calls.c.lead_id.is_(None))
+        orphans = sa.select(*(calls.c[name] for name in _Evidence.__slots__)).where(calls.c.lead_id.is_(None))
         with self._db.read() as connection:
             found = connection.execute(orphans.order_by(calls.c.last_event_at.desc(), calls.c.call_sid).limit(limit))
-            linkable = sorted(self._find_leads(connection, [_Trace.of(row) for row in found]))
+            linkable = sorted(_find_leads(connection, [_Evidence.of(row) for row in found]))
         linked = 0
         for some in _chunks(linkable, CALLS_AT_ONCE):
             with self._db.write() as connection:
-                self._take_turns(connection, some)
+                self._statements.lock_calls(connection, some)
                 again = orphans.where(calls.c.call_sid.in_(some)).order_by(calls.c.call_sid)
-                traces = [_Trace.of(row) for row in connection.execute(again)]
-                links = self._find_leads(connection, traces)
+                evidence = [_Evidence.of(row) for row in connection.execute(again)]
+                links = _find_leads(connection, evidence)
                 if links:
                     connection.execute(
                         sa.update(calls)
@@ -321,7 +226,7 @@ class Calls:
                         .values(lead_id=sa.bindparam("lead"), linked_by=sa.bindparam("by")),
                         [{"sid": sid, "lead": link.lead_id, "by": link.by} for sid, link in sorted(links.items())],
                     )
-                    self._prove(connection, traces, links, now)
+                    _move_leads_on(self._statements, connection, evidence, links, now)
             for sid, link in links.items():
                 log.info("call linked", call=sid, by=link.by, lead=link.lead_id)
             linked += len(links)
@@ -333,8 +238,8 @@ class Calls:
         The call counts as evidence from then on, like any that found its lead by itself.
         """
         with self._db.write() as connection:
-            self._take_turns(connection, [call_sid])
-            orphan = sa.select(*(calls.c[name] for name in _Trace.__slots__)).where(
+            self._statements.lock_calls(connection, [call_sid])
+            orphan = sa.select(*(calls.c[name] for name in _Evidence.__slots__)).where(
                 calls.c.call_sid == call_sid, calls.c.lead_id.is_(None)
             )
             row = connection.execute(orphan).one_or_none()
@@ -344,7 +249,9 @@ class Calls:
             connection.execute(
                 sa.update(calls).where(calls.c.call_sid == call_sid).values(lead_id=lead_id, linked_by="operator")
             )
-            self._prove(connection, [_Trace.of(row)], {call_sid: _Link(lead_id, "operator")}, now)
+            _move_leads_on(
+                self._statements, connection, [_Evidence.of(row)], {call_sid: _Link(lead_id, "operator")}, now
+            )
             note(
                 connection,
                 by,
@@ -357,100 +264,156 @@ class Calls:
             )
         return True
 
-    def _take_turns(self, connection: sa.Connection, call_sids: Sequence[str]) -> None:
-        """Hold one lock a call until the transaction ends, taken in one order, so that no two workers deadlock."""
-        if not self._db.is_sqlite:
-            connection.execute(
-                sa.text(
-                    "SELECT pg_advisory_xact_lock(hashtextextended(sid, 0))"
-                    " FROM (SELECT DISTINCT unnest(cast(:sids AS text[])) AS sid ORDER BY 1) AS ordered"
-                ),
-                {"sids": list(call_sids)},
-            )
 
-    def _find_leads(self, connection: sa.Connection, rows: Sequence[_Trace]) -> dict[str, _Link]:
-        """Find each call's lead: by our reference, then Futwork's lead id, then campaign and phone if one lead fits.
+# Built once: putting a statement together costs as much as running it.
 
-        A link that was made stays, whatever the call says later.
-        """
-        links: dict[str, _Link] = {}
-        for batch in _chunks(rows, 500):
-            known = sa.select(calls.c.call_sid, calls.c.lead_id, calls.c.linked_by).where(
-                calls.c.call_sid.in_([row.call_sid for row in batch]), calls.c.lead_id.is_not(None)
-            )
-            links.update({row.call_sid: _Link(row.lead_id, row.linked_by) for row in connection.execute(known)})
-            rest = [row for row in batch if row.call_sid not in links]
-            for find in (_by_reference, _by_futwork_id, _by_phone):
-                links.update(find(connection, rest))
-                rest = [row for row in rest if row.call_sid not in links]
-        return links
-
-    def _write(self, connection: sa.Connection, rows: Sequence[CallRow], links: Mapping[str, _Link]) -> None:
-        if not rows:
-            return
-        source = self._db.rows("calls", _CALL)
-        upsert = self._db.insert(calls).from_select(list(_CALL), sa.select(*source.c).where(sa.true()))
-        columns = [column.name for column in calls.columns if column.name != "call_sid"]
-        connection.execute(
-            upsert.on_conflict_do_update(
-                index_elements=[calls.c.call_sid],
-                set_={name: upsert.excluded[name] for name in columns},
-                # Only a call with more events than are read could seem open again; that it ended stays.
-                where=upsert.excluded.is_final | sa.not_(calls.c.is_final),
-            ),
-            {"calls": self._db.encode([_call_row(row, links.get(row.call_sid)) for row in rows])},
-        )
-
-    def _prove(
-        self, connection: sa.Connection, rows: Sequence[_Trace], links: Mapping[str, _Link], now: datetime
-    ) -> None:
-        """Move the leads on: a final event makes them called, any other proves that Futwork has them."""
-        ended: dict[uuid.UUID, bool] = {}
-        named: dict[uuid.UUID, str] = {}
-        for row in rows:
-            link = links.get(row.call_sid)
-            if link is not None:
-                ended[link.lead_id] = ended.get(link.lead_id, False) or row.is_final
-                if row.futwork_lead_id:
-                    named.setdefault(link.lead_id, row.futwork_lead_id)
-        if not ended:
-            return
-        locked = sa.select(leads.c.id, leads.c.state, leads.c.futwork_lead_id).where(leads.c.id.in_(ended))
-        if not self._db.is_sqlite:  # one order of locks for every batch, see Leads.record
-            # The calls' foreign keys share their locks with this one.
-            locked = locked.order_by(leads.c.id).with_for_update(key_share=True)
-        found = connection.execute(locked).all()
-        for state, is_final in ((LeadState.CALLED, True), (LeadState.SUBMITTED, False)):
-            leave = may_become(state)
-            _advance(connection, [r.id for r in found if ended[r.id] is is_final and r.state in leave], state, now)
-        nameless = [row.id for row in found if row.futwork_lead_id is None and row.id in named]
-        if nameless:
-            source = self._db.rows("named", {"id": sa.Uuid(), "futwork_lead_id": sa.Text()})
-            connection.execute(
-                sa.update(leads)
-                .where(leads.c.id == source.c.id, leads.c.futwork_lead_id.is_(None))
-                .values(futwork_lead_id=source.c.futwork_lead_id),
-                {"named": self._db.encode([{"id": plain_id(i), "futwork_lead_id": named[i]} for i in nameless])},
-            )
-
-
-# Written out, so that every plan sees the partial index.
-_PENDING = call_events.c.state == sa.literal_column("'pending'")
-
-_INSERT_ARRAYS = sa.text(
-    "INSERT INTO call_events (digest, state, received_at, body)"
-    " SELECT e.digest, 'pending', e.received_at, e.body"
-    " FROM unnest(:digests, :times, :bodies) AS e (digest, received_at, body)"
-    " ON CONFLICT DO NOTHING RETURNING digest"
-).bindparams(
-    sa.bindparam("digests", type_=postgresql.ARRAY(sa.Text())),
-    sa.bindparam("times", type_=postgresql.ARRAY(sa.DateTime(timezone=True))),
-    sa.bindparam("bodies", type_=postgresql.ARRAY(sa.LargeBinary())),
-)
+_PENDING = call_events.c.state == sa.literal_column("'pending'")  # written out, so that every plan sees the index
 
 _CALL: Columns = {
     column.name: sa.Text() if isinstance(column.type, sa.String) else column.type for column in calls.columns
 }
+_PROVEN: Columns = {"id": sa.Uuid(), "state": sa.Text(), "futwork_lead_id": sa.Text()}
+
+# Also has each statement that follows in the transaction planned anew, for a tenth of a millisecond each: a plan that a
+# connection keeps from when a table was small reads all of it when it has grown.
+_LOCK_CALLS = sa.text(
+    "SELECT pg_advisory_xact_lock(hashtextextended(sid, 0)), set_config('plan_cache_mode', 'force_custom_plan', true)"
+    " FROM (SELECT DISTINCT unnest(cast(:sids AS text[])) AS sid ORDER BY 1) AS ordered"
+)
+_RANKED = (
+    sa.select(
+        call_events,
+        sa.func.row_number()
+        .over(partition_by=call_events.c.call_sid, order_by=(call_events.c.received_at.desc(), call_events.c.digest))
+        .label("newest"),
+    )
+    # An event that waits although it has a call was merged before: the call still says what it said.
+    .where(call_events.c.call_sid.in_(sa.bindparam("sids", expanding=True)), call_events.c.state != "quarantined")
+    .where(call_events.c.digest.not_in(sa.bindparam("fresh", expanding=True)))
+    .subquery()
+)
+_MERGED_BEFORE = sa.select(_RANKED).where(_RANKED.c.newest <= EVENTS_A_CALL)
+_LINKED = sa.select(calls.c.call_sid, calls.c.lead_id, calls.c.linked_by).where(
+    calls.c.call_sid.in_(sa.bindparam("sids", expanding=True)), calls.c.lead_id.is_not(None)
+)
+_LEADS_BY_ID = sa.select(leads.c.id).where(leads.c.id.in_(sa.bindparam("ids", expanding=True)))
+_LEADS_BY_FUTWORK_ID = sa.select(leads.c.futwork_lead_id, leads.c.id).where(
+    leads.c.futwork_lead_id.in_(sa.bindparam("ids", expanding=True))
+)
+_LEADS_BY_PHONE = sa.select(leads.c.campaign_id, leads.c.phone, leads.c.id).where(
+    leads.c.phone.in_(sa.bindparam("phones", expanding=True)),
+    leads.c.campaign_id.in_(sa.bindparam("campaigns", expanding=True)),
+    (leads.c.attempts > 0) | leads.c.claim.is_not(None),
+)
+
+
+class _Statements:
+    """The statements that differ between the two databases."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        insert = database.insert(call_events)
+        new, known = insert.excluded, call_events.c
+        self._store = insert.on_conflict_do_update(
+            index_elements=[known.digest],
+            set_={
+                "state": new.state,
+                "call_sid": sa.func.coalesce(new.call_sid, known.call_sid),
+                "received_at": sa.case((new.received_at < known.received_at, new.received_at), else_=known.received_at),
+            },
+            where=(known.state == "pending") | ((known.state == "merged") & (new.received_at < known.received_at)),
+        ).returning(known.digest, known.received_at)
+        source = database.rows("calls", _CALL)
+        upsert = database.insert(calls).from_select(list(_CALL), sa.select(*source.c).where(sa.true()))
+        self._write_calls = upsert.on_conflict_do_update(
+            index_elements=[calls.c.call_sid],
+            set_={name: upsert.excluded[name] for name in _CALL if name != "call_sid"},
+            # Only a call with more events than are read could seem open again; that it ended stays.
+            where=upsert.excluded.is_final | sa.not_(calls.c.is_final),
+        )
+        lock = sa.select(leads.c.id, leads.c.state, leads.c.futwork_lead_id)
+        self._lock_leads = lock.where(leads.c.id.in_(sa.bindparam("ids", expanding=True)))
+        if not database.is_sqlite:  # one order of locks for every batch, see Leads.record
+            # The calls' foreign keys share their locks with this one.
+            self._lock_leads = self._lock_leads.order_by(leads.c.id).with_for_update(key_share=True)
+        source = database.rows("proven", _PROVEN)
+        now = sa.bindparam("now", type_=UtcDateTime)
+        name = {"futwork_lead_id": sa.func.coalesce(leads.c.futwork_lead_id, source.c.futwork_lead_id)}
+        self._name_leads = sa.update(leads).where(leads.c.id == source.c.id).values(name)
+        self._move_leads = self._name_leads.values(
+            state=source.c.state,
+            submitted_at=sa.func.coalesce(leads.c.submitted_at, now),
+            called_at=sa.case((source.c.state == LeadState.CALLED, now), else_=leads.c.called_at),
+            changed_at=now,
+            claim_expires_at=None,
+            reason=None,
+        )
+
+    def store(
+        self, connection: sa.Connection, events: Sequence[StoredEvent], call_of: Mapping[str, str]
+    ) -> dict[str, datetime]:
+        """Store events as merged into a call, or else as pending; return those that were not so before, and when.
+
+        What is in quarantine stays there.
+        """
+        first: dict[str, StoredEvent] = {}
+        for event in sorted(events, key=lambda e: (e.digest, e.received_at)):  # one order of locks for every batch
+            first.setdefault(event.digest, event)
+        rows = [
+            {
+                "digest": event.digest,
+                "call_sid": call_of.get(event.digest),
+                "state": "merged" if call_of else "pending",
+                "received_at": event.received_at,
+                "body": event.body,
+            }
+            for event in first.values()
+        ]
+        return {row.digest: row.received_at for row in connection.execute(self._store, rows)} if rows else {}
+
+    def lock_calls(self, connection: sa.Connection, call_sids: Sequence[str]) -> None:
+        """Hold one lock a call until the transaction ends, taken in one order, so that no two workers deadlock."""
+        if not self._db.is_sqlite:  # where a writer is alone
+            connection.execute(_LOCK_CALLS, {"sids": list(call_sids)})
+
+    def write_calls(self, connection: sa.Connection, rows: Sequence[Mapping[str, object]]) -> None:
+        """Insert the calls, or write over what is there."""
+        connection.execute(self._write_calls, {"calls": self._db.encode(rows)})
+
+    def lock_leads(self, connection: sa.Connection, ids: Iterable[uuid.UUID]) -> Sequence[Any]:
+        """The leads' ids, states and Futwork ids, which stay as they are until the transaction ends."""
+        return connection.execute(self._lock_leads, {"ids": list(ids)}).all()
+
+    def move_leads(self, connection: sa.Connection, rows: Sequence[Mapping[str, object]], now: datetime) -> None:
+        """Write each lead's state, and Futwork's id if it is not known."""
+        if rows:
+            connection.execute(self._move_leads, {"proven": self._db.encode(rows), "now": now})
+
+    def name_leads(self, connection: sa.Connection, rows: Sequence[Mapping[str, object]]) -> None:
+        """Write Futwork's id alone."""
+        if rows:
+            connection.execute(self._name_leads, {"proven": self._db.encode(rows)})
+
+
+def as_lead_id(text: str | None) -> uuid.UUID | None:
+    """A lead id in any of its spellings, or None if the text is not one."""
+    try:
+        return uuid.UUID(text) if text else None
+    except ValueError:
+        return None
+
+
+def _event(row: Any) -> StoredEvent:
+    return StoredEvent(row.digest, bytes(row.body), row.received_at)
+
+
+def _oldest_first(events: Sequence[StoredEvent]) -> list[StoredEvent]:
+    """The newest `EVENTS_A_CALL` of a call's events, oldest first; of one moment the digest decides, both times."""
+    ordered = sorted(events, key=lambda one: one.digest)
+    if len(ordered) > EVENTS_A_CALL:
+        ordered = sorted(ordered, key=lambda one: one.received_at, reverse=True)[:EVENTS_A_CALL]
+        ordered.sort(key=lambda one: one.digest)
+    return sorted(ordered, key=lambda one: one.received_at)
 
 
 def _call_row(row: CallRow, link: _Link | None) -> dict[str, object]:
@@ -460,85 +423,86 @@ def _call_row(row: CallRow, link: _Link | None) -> dict[str, object]:
     }
 
 
-def _oldest_first(events: Iterable[StoredEvent]) -> list[StoredEvent]:
-    """The newest `EVENTS_A_CALL` of a call's events, oldest first; of one moment the digest decides, both times."""
-    told = sorted(events, key=lambda one: one.digest)
-    if len(told) > EVENTS_A_CALL:
-        told = sorted(told, key=lambda one: one.received_at, reverse=True)[:EVENTS_A_CALL]
-        told.sort(key=lambda one: one.digest)
-    return sorted(told, key=lambda one: one.received_at)
-
-
-def _advance(connection: sa.Connection, ids: Sequence[uuid.UUID], state: LeadState, now: datetime) -> None:
-    if not ids:
+def _move_leads_on(
+    statements: _Statements,
+    connection: sa.Connection,
+    evidence: Sequence[_Evidence],
+    links: Mapping[str, _Link],
+    now: datetime,
+) -> None:
+    """Move the leads on: a final event makes them called, any other proves that Futwork has them."""
+    proven: dict[uuid.UUID, LeadState] = {}
+    named: dict[uuid.UUID, str] = {}
+    for one in evidence:
+        link = links.get(one.call_sid)
+        if link is not None:
+            if one.is_final or link.lead_id not in proven:
+                proven[link.lead_id] = LeadState.CALLED if one.is_final else LeadState.SUBMITTED
+            if one.futwork_lead_id:
+                named.setdefault(link.lead_id, one.futwork_lead_id)
+    if not proven:
         return
-    times: dict[str, Any] = {"submitted_at": sa.func.coalesce(leads.c.submitted_at, now)}
-    if state is LeadState.CALLED:
-        times["called_at"] = now
-    connection.execute(
-        sa.update(leads)
-        .where(leads.c.id.in_(ids), leads.c.state.in_(may_become(state)))
-        .values(state=state, claim_expires_at=None, changed_at=now, reason=None, **times)
-    )
+    may_leave = {state: may_become(state) for state in (LeadState.CALLED, LeadState.SUBMITTED)}
+    moved, nameless = [], []
+    for row in statements.lock_leads(connection, proven):
+        change = {"id": plain_id(row.id), "state": proven[row.id], "futwork_lead_id": named.get(row.id)}
+        if row.state in may_leave[proven[row.id]]:
+            moved.append(change)
+        elif row.futwork_lead_id is None and row.id in named:
+            nameless.append(change)
+    statements.move_leads(connection, moved, now)
+    statements.name_leads(connection, nameless)
 
 
-def _by_reference(connection: sa.Connection, rows: Sequence[_Trace]) -> dict[str, _Link]:
-    wanted = {row.call_sid: id_ for row in rows if (id_ := as_lead_id(row.reference)) is not None}
+def _find_leads(connection: sa.Connection, evidence: Sequence[_Evidence]) -> dict[str, _Link]:
+    """Find each call's lead: by our reference, then Futwork's lead id, then campaign and phone if one lead fits.
+
+    A link that was made stays, whatever the call says later.
+    """
+    links: dict[str, _Link] = {}
+    for batch in _chunks(evidence, 500):
+        known = connection.execute(_LINKED, {"sids": [one.call_sid for one in batch]})
+        links.update({row.call_sid: _Link(row.lead_id, row.linked_by) for row in known})
+        rest = [one for one in batch if one.call_sid not in links]
+        for find in (_by_reference, _by_futwork_id, _by_phone):
+            links.update(find(connection, rest))
+            rest = [one for one in rest if one.call_sid not in links]
+    return links
+
+
+def _by_reference(connection: sa.Connection, evidence: Sequence[_Evidence]) -> dict[str, _Link]:
+    wanted = {one.call_sid: id_ for one in evidence if (id_ := as_lead_id(one.reference)) is not None}
     if not wanted:
         return {}
-    known = set(connection.scalars(sa.select(leads.c.id).where(leads.c.id.in_(set(wanted.values())))))
+    known = set(connection.scalars(_LEADS_BY_ID, {"ids": list(set(wanted.values()))}))
     return {sid: _Link(id_, "reference") for sid, id_ in wanted.items() if id_ in known}
 
 
-def _by_futwork_id(connection: sa.Connection, rows: Sequence[_Trace]) -> dict[str, _Link]:
-    wanted = {row.futwork_lead_id for row in rows if row.futwork_lead_id}
+def _by_futwork_id(connection: sa.Connection, evidence: Sequence[_Evidence]) -> dict[str, _Link]:
+    wanted = {one.call_sid: one.futwork_lead_id for one in evidence if one.futwork_lead_id}
     if not wanted:
         return {}
     owners = defaultdict(list)
-    for row in connection.execute(
-        sa.select(leads.c.futwork_lead_id, leads.c.id).where(leads.c.futwork_lead_id.in_(wanted))
-    ):
+    for row in connection.execute(_LEADS_BY_FUTWORK_ID, {"ids": list(set(wanted.values()))}):
         owners[row.futwork_lead_id].append(row.id)
-    return {
-        row.call_sid: _Link(owners[row.futwork_lead_id][0], "futwork_lead_id")
-        for row in rows
-        if row.futwork_lead_id and len(owners[row.futwork_lead_id]) == 1
-    }
+    return _where_one_fits(wanted, owners, "futwork_lead_id")
 
 
-def _by_phone(connection: sa.Connection, rows: Sequence[_Trace]) -> dict[str, _Link]:
+def _by_phone(connection: sa.Connection, evidence: Sequence[_Evidence]) -> dict[str, _Link]:
     """Only a lead that may have been sent can have been called: one that was never claimed does not fit."""
-    wanted = {(row.campaign_id, row.phone) for row in rows if row.campaign_id and row.phone}
+    wanted = {one.call_sid: (one.campaign_id, one.phone) for one in evidence if one.campaign_id and one.phone}
     if not wanted:
         return {}
+    campaigns, phones = (list(set(values)) for values in zip(*wanted.values(), strict=True))
     fits = defaultdict(list)
-    for row in connection.execute(
-        sa.select(leads.c.campaign_id, leads.c.phone, leads.c.id).where(
-            leads.c.phone.in_({phone for _, phone in wanted}),
-            leads.c.campaign_id.in_({campaign for campaign, _ in wanted}),
-            (leads.c.attempts > 0) | leads.c.claim.is_not(None),
-        )
-    ):
+    for row in connection.execute(_LEADS_BY_PHONE, {"campaigns": campaigns, "phones": phones}):
         fits[row.campaign_id, row.phone].append(row.id)
-    return {
-        row.call_sid: _Link(fits[row.campaign_id, row.phone][0], "phone")
-        for row in rows
-        if len(fits.get((row.campaign_id, row.phone), ())) == 1
-    }
+    return _where_one_fits(wanted, fits, "phone")
 
 
-def as_lead_id(text: str | None) -> uuid.UUID | None:
-    """A lead id in any of its spellings, or None where the text is none."""
-    try:
-        return uuid.UUID(text) if text else None
-    except ValueError:
-        return None
-
-
-def _stored(connection: sa.Connection, *where: Any, limit: int | None = None) -> list[StoredEvent]:
-    query = sa.select(call_events.c.digest, call_events.c.body, call_events.c.received_at).where(*where)
-    found = connection.execute(query.order_by(call_events.c.received_at, call_events.c.digest).limit(limit))
-    return [StoredEvent(row.digest, bytes(row.body), row.received_at) for row in found]
+def _where_one_fits(wanted: Mapping[str, Any], found: Mapping[Any, list[uuid.UUID]], by: str) -> dict[str, _Link]:
+    """The link of each call whose evidence names exactly one lead."""
+    return {sid: _Link(found[sought][0], by) for sid, sought in wanted.items() if len(found.get(sought, ())) == 1}
 
 
 def _chunks(rows: Sequence[_Item], size: int) -> Iterable[Sequence[_Item]]:

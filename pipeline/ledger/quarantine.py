@@ -85,12 +85,12 @@ class Quarantine:
     def release(self, digests: list[str], *, now: datetime) -> None:
         """Mark bodies as read after all; a released event counts as waiting to be merged."""
         with self._db.write() as connection:
-            connection.execute(sa.update(quarantine).where(quarantine.c.digest.in_(digests)).values(released_at=now))
             connection.execute(
                 sa.update(call_events)
                 .where(call_events.c.digest.in_(digests), call_events.c.state == "quarantined")
                 .values(state="pending")
             )
+            connection.execute(sa.update(quarantine).where(quarantine.c.digest.in_(digests)).values(released_at=now))
 
 
 def _quarantined(row: Any) -> Quarantined:

@@ -343,7 +343,7 @@ def _the_last_event_wins() -> None:
     from pipeline.events import Events
 
     fold = Events._fold
-    _replace(Events, "_fold", lambda self, stored: fold(self, stored[-1:]))
+    _replace(Events, "_fold", lambda self, stored, known: fold(self, stored[-1:], known))
 
 
 @mechanism(

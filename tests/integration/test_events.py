@@ -198,8 +198,7 @@ def test_a_replay_after_a_fix_merges_and_releases(ledger: Ledger, events: Events
     (claim,) = send(ledger, 1)
     readable = make_event(**to(claim.phone))
     stored = StoredEvent(digest_of(readable.body), readable.body, NOW)
-    ledger.calls.keep([stored])
-    ledger.calls.set_aside(stored, reason="an older release's reason")
+    ledger.calls.quarantine(stored, reason="an older release's reason")
     events.take_in([WebEvent(b"{}", NOW)])
     assert events.replay(now=NOW + SECOND) == Kept(events=2, calls=1, orphans=0, quarantined=1)
     assert raw_states(ledger) == {"merged": 1, "quarantined": 1}

@@ -1,4 +1,4 @@
-"""Calls in the ledger: events kept once, merged by one worker at a time, linked to the lead that they prove."""
+"""Calls in the ledger: events kept once, each call merged by one worker at a time, linked to the lead it proves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -58,10 +58,21 @@ def fold(events: Sequence[StoredEvent]) -> CallRow:
     )
 
 
-def merge(ledger: Ledger, *events: StoredEvent, by: Callable[[Sequence[StoredEvent]], CallRow] = fold) -> Any:
-    """Keep the events and merge those that wait."""
-    waiting = ledger.calls.keep(events)
-    return ledger.calls.merge({one.digest: json.loads(one.body)["sid"] for one in waiting}, by, now=NOW)
+@dataclass(frozen=True)
+class Merged:
+    """What a merge wrote."""
+
+    calls: int
+    orphans: int
+    fresh: int
+
+
+def merge(ledger: Ledger, *events: StoredEvent, by: Callable[[Sequence[StoredEvent]], CallRow] = fold) -> Merged:
+    """Merge events into their calls, as the stage does."""
+    with ledger.calls.merging(events, {one.digest: json.loads(one.body)["sid"] for one in events}) as merging:
+        rows = [by(some) for some in merging.events_of.values()]
+        leads = merging.write(rows, now=NOW)
+    return Merged(len(rows), len(rows) - len(leads), len(merging.fresh))
 
 
 def call_rows(ledger: Ledger) -> list[Any]:
@@ -100,7 +111,7 @@ def record(ledger: Ledger, claims: Sequence[Claim], outcome: Outcome, **answer: 
     ledger.leads.record(Campaign(CAMPAIGN), settled, probe_after=30 * SECOND, now=NOW)
 
 
-def somebody_waits_for_a_turn(ledger: Ledger) -> bool:
+def somebody_waits_for_a_lock(ledger: Ledger) -> bool:
     with ledger.database.read() as connection:
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         return bool(connection.scalar(sa.text(waiting)))
@@ -111,8 +122,9 @@ def somebody_waits_for_a_turn(ledger: Ledger) -> bool:
 
 def test_an_event_is_kept_once_with_its_first_time(ledger: Ledger) -> None:
     event = make_event()
-    assert ledger.calls.keep([event, replace(event, received_at=NOW + SECOND)]) == [event]
-    assert ledger.calls.keep([replace(event, received_at=NOW + 5 * SECOND)]) == [event]
+    ledger.calls.keep([replace(event, received_at=NOW + SECOND), event])
+    ledger.calls.keep([replace(event, received_at=NOW + 5 * SECOND)])
+    assert ledger.calls.pending() == [event]
     (row,) = raw(ledger)
     assert (row.digest, bytes(row.body), row.received_at, row.state) == (event.digest, event.body, NOW, "pending")
 
@@ -120,14 +132,16 @@ def test_an_event_is_kept_once_with_its_first_time(ledger: Ledger) -> None:
 def test_a_repeat_of_a_merged_event_does_not_wait_again(ledger: Ledger) -> None:
     event = make_event()
     merge(ledger, event)
-    assert ledger.calls.keep([event]) == []
-    assert [row.state for row in raw(ledger)] == ["merged"]
+    ledger.calls.keep([event])
+    assert merge(ledger, event, replace(event, received_at=NOW + SECOND)) == Merged(0, 0, 0)
+    assert [(row.state, row.received_at) for row in raw(ledger)] == [("merged", NOW)]
 
 
 def test_a_repeat_that_came_earlier_puts_the_time_right_and_waits(ledger: Ledger) -> None:
     later = make_event(at=NOW + 9 * SECOND)
     merge(ledger, later)
-    assert ledger.calls.keep([replace(later, received_at=NOW)]) == [replace(later, received_at=NOW)]
+    ledger.calls.keep([replace(later, received_at=NOW)])
+    assert ledger.calls.pending() == [replace(later, received_at=NOW)]
     assert [(row.received_at, row.state, row.call_sid) for row in raw(ledger)] == [(NOW, "pending", "call-1")]
     merge(ledger, replace(later, received_at=NOW))
     assert only_call(ledger).first_event_at == NOW
@@ -143,16 +157,17 @@ def test_a_call_keeps_what_an_event_said_that_waits_to_be_merged_anew(ledger: Le
 def test_a_quarantined_event_does_not_wait(ledger: Ledger) -> None:
     event = make_event()
     ledger.calls.keep([event])
-    ledger.calls.set_aside(event, reason="it is odd")
-    assert ledger.calls.keep([event, make_event(1)]) == [make_event(1)]
-    assert ledger.calls.keep([replace(event, received_at=NOW - SECOND)]) == []
+    assert ledger.calls.quarantine(event, reason="it is odd")
+    ledger.calls.keep([event, make_event(1)])
+    ledger.calls.keep([replace(event, received_at=NOW - SECOND)])
     assert ledger.calls.pending(before=NOW + SECOND) == [make_event(1)]
+    assert merge(ledger, event).fresh == 0
+    assert [row.state for row in raw(ledger)] == ["quarantined", "pending"]
 
 
 def test_nothing_to_keep_or_merge_changes_nothing(ledger: Ledger) -> None:
-    assert ledger.calls.keep([]) == []
-    merged = ledger.calls.merge({}, fold, now=NOW)
-    assert (merged.calls, merged.orphans) == (0, 0)
+    ledger.calls.keep([])
+    assert merge(ledger) == Merged(0, 0, 0)
     assert (raw(ledger), call_rows(ledger)) == ([], [])
 
 
@@ -166,7 +181,8 @@ def test_pending_events_are_those_of_before_oldest_first(ledger: Ledger) -> None
 @pytest.mark.parametrize("body", [b"\xff\x00\xfe{", b"", b'{"a": "\\u0000"}', bytes(range(256)) * 4000])
 def test_any_bytes_are_kept_as_they_came(ledger: Ledger, body: bytes) -> None:
     event = StoredEvent(digest_of(body), body, NOW)
-    assert ledger.calls.keep([event]) == [event]
+    ledger.calls.keep([event])
+    assert ledger.calls.pending() == [event]
     assert [bytes(row.body) for row in raw(ledger)] == [body]
 
 
@@ -197,7 +213,7 @@ def test_merged_counts_calls_and_orphans(ledger: Ledger) -> None:
     (claim,) = send(ledger, make_lead(1))
     events = [make_event(1, reference=str(claim.lead_id)), make_event(2, sid="call-2"), make_event(3, sid="call-2")]
     merged = merge(ledger, *events)
-    assert (merged.calls, merged.orphans) == (2, 1)
+    assert merged == Merged(calls=2, orphans=1, fresh=3)
 
 
 def test_a_merge_that_fails_changes_nothing(ledger: Ledger) -> None:
@@ -210,17 +226,17 @@ def test_a_merge_that_fails_changes_nothing(ledger: Ledger) -> None:
     with pytest.raises(ZeroDivisionError):
         merge(ledger, make_event(2, status="completed"), by=fails)
     assert only_call(ledger) == before
-    assert sorted(row.state for row in raw(ledger)) == ["merged", "pending"]
+    assert [row.state for row in raw(ledger)] == ["merged"]
 
 
-def test_two_workers_with_events_of_one_call_take_turns_and_lose_none(postgres_ledger: Ledger) -> None:
+def test_two_workers_with_events_of_one_call_wait_for_each_other_and_lose_none(postgres_ledger: Ledger) -> None:
     """The first is inside its merge while the second arrives: the second must see what the first stored."""
     first, second = make_event(1), make_event(2, at=NOW + SECOND, status="completed")
     inside = threading.Event()
 
     def slow(events: Sequence[StoredEvent]) -> CallRow:
         inside.set()
-        until(lambda: somebody_waits_for_a_turn(postgres_ledger))
+        until(lambda: somebody_waits_for_a_lock(postgres_ledger))
         return fold(events)
 
     with ThreadPoolExecutor(2) as pool:
@@ -455,7 +471,7 @@ def test_linking_does_not_overwrite_what_a_merge_writes_meanwhile(postgres_ledge
 
     def slow(events: Sequence[StoredEvent]) -> CallRow:
         inside.set()
-        until(lambda: somebody_waits_for_a_turn(postgres_ledger))  # the one that links has read the call by now
+        until(lambda: somebody_waits_for_a_lock(postgres_ledger))  # the one that links has read the call by now
         return fold(events)
 
     with ThreadPoolExecutor(2) as pool:
@@ -472,22 +488,27 @@ def test_linking_does_not_overwrite_what_a_merge_writes_meanwhile(postgres_ledge
 # quarantine
 
 
-def test_what_is_set_aside_stays_whole_until_it_is_released(ledger: Ledger) -> None:
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_an_event_in_quarantine_stays_whole_until_it_is_released(ledger: Ledger, is_stored: bool) -> None:
     event = make_event()
-    ledger.calls.keep([event])
-    ledger.calls.set_aside(event, reason="the first reason")
-    ledger.calls.set_aside(event, reason="the second reason")
+    if is_stored:
+        ledger.calls.keep([event])
+    assert ledger.calls.quarantine(event, reason="the first reason")
+    assert not ledger.calls.quarantine(event, reason="the second reason")
     (waiting,) = ledger.quarantine.waiting(kind="event")
-    assert (waiting.digest, waiting.body, waiting.reason) == (event.digest, event.body, "the second reason")
+    assert (waiting.digest, waiting.body, waiting.reason) == (event.digest, event.body, "the first reason")
+    assert [(bytes(row.body), row.state) for row in raw(ledger)] == [(event.body, "quarantined")]
     ledger.quarantine.release([event.digest], now=NOW)
     assert ledger.quarantine.waiting() == []
     assert ledger.calls.pending(before=NOW + SECOND) == [event]
+    assert ledger.calls.quarantine(event, reason="the third reason")
+    assert [one.reason for one in ledger.quarantine.waiting()] == ["the third reason"]
 
 
 def test_a_merged_event_is_not_unmerged_by_quarantine(ledger: Ledger) -> None:
     event = make_event()
     merge(ledger, event)
-    assert not ledger.calls.set_aside(event, reason="too late")
+    assert not ledger.calls.quarantine(event, reason="too late")
     assert [row.state for row in raw(ledger)] == ["merged"]
     assert ledger.quarantine.waiting() == []
 
@@ -502,8 +523,7 @@ def test_the_same_body_is_in_quarantine_once_for_each_kind(ledger: Ledger) -> No
 @pytest.mark.parametrize("reason", ["a\x00b: unknown field", "half a pair \ud800", "पता नहीं"])
 def test_any_reason_can_be_kept(ledger: Ledger, reason: str) -> None:
     event = make_event()
-    ledger.calls.keep([event])
-    ledger.calls.set_aside(event, reason=reason)
+    ledger.calls.quarantine(event, reason=reason)
     ledger.quarantine.put("lead", b"{}", reason=reason, now=NOW)
     assert [one.reason for one in ledger.quarantine.waiting()] == [
         reason.replace("\x00", "?").replace("\ud800", "?")

@@ -21,7 +21,7 @@ from pipeline.ledger import LeadFilter, Ledger
 from pipeline.ledger.calls import CallRow, StoredEvent
 from pipeline.ledger.leads import Recorded
 from pipeline.ledger.tables import attempts, batches, leads
-from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead, story_of
+from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead, merge_call, story_of
 from tests.waiting import patience, until
 
 DAY = timedelta(days=1)
@@ -81,15 +81,13 @@ def kept_batches(ledger: Ledger) -> list[tuple[int, int]]:
 
 def call_back(ledger: Ledger, lead: uuid.UUID, *, is_final: bool = True) -> None:
     """A post-call event comes in that names the lead."""
-    event = StoredEvent(uuid.uuid4().hex, b"{}", NOW)
     call = CallRow(
         call_sid="call-1", campaign_id=CAMPAIGN, futwork_lead_id=None, reference=str(lead), phone=None,
         status="completed" if is_final else "ringing", is_final=is_final, outcome="connected", disposition=None,
         duration_seconds=31.0, callback_at=None, recording_url=None, details="{}", first_event_at=NOW,
         last_event_at=NOW,
     )  # fmt: skip
-    ledger.calls.keep([event])
-    ledger.calls.merge({event.digest: "call-1"}, lambda _events: call, now=NOW)
+    merge_call(ledger, StoredEvent(uuid.uuid4().hex, b"{}", NOW), call)
 
 
 def at_once(*jobs: Callable[[], Any]) -> list[Any]:

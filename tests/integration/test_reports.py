@@ -12,7 +12,7 @@ from pipeline.domain.campaign import Campaign, Hold, HoldKind
 from pipeline.domain.lead import LeadState, Outcome, Settlement
 from pipeline.ledger import CallRow, LeadFilter, Ledger, StoredEvent
 from pipeline.ledger.tables import leads
-from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead
+from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead, merge_call
 
 DAY = timedelta(days=1)
 MINUTE = timedelta(minutes=1)
@@ -39,19 +39,13 @@ def call_back(
     ledger: Ledger, sid: str, lead: uuid.UUID | None, *, is_final: bool = True, now: Any = NOW, body: bytes = b"{}"
 ) -> None:
     """A post-call event comes in."""
-    event = StoredEvent(uuid.uuid4().hex, body, now)
-
-    def fold(events: Any) -> CallRow:
-        return CallRow(
-            call_sid=sid, campaign_id=CAMPAIGN, futwork_lead_id=None, reference=str(lead) if lead else None,
-            phone=None, status="completed" if is_final else "ringing", is_final=is_final,
-            outcome="connected" if is_final else "unknown", disposition="interested", duration_seconds=31.0,
-            callback_at=None, recording_url=None, details='{"turns":[]}', first_event_at=events[0].received_at,
-            last_event_at=now,
-        )  # fmt: skip
-
-    ledger.calls.keep([event])
-    ledger.calls.merge({event.digest: sid}, fold, now=now)
+    call = CallRow(
+        call_sid=sid, campaign_id=CAMPAIGN, futwork_lead_id=None, reference=str(lead) if lead else None,
+        phone=None, status="completed" if is_final else "ringing", is_final=is_final,
+        outcome="connected" if is_final else "unknown", disposition="interested", duration_seconds=31.0,
+        callback_at=None, recording_url=None, details='{"turns":[]}', first_event_at=now, last_event_at=now,
+    )  # fmt: skip
+    merge_call(ledger, StoredEvent(uuid.uuid4().hex, body, now), call, now=now)
 
 
 def test_the_status_of_an_empty_ledger_has_every_number_at_nought(ledger: Ledger) -> None:

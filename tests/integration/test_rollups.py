@@ -17,7 +17,7 @@ from pipeline.domain.lead import LeadState, Outcome, Settlement
 from pipeline.ledger import CallRow, LeadFilter, Ledger, StoredEvent, metadata, rollups
 from pipeline.ledger.tables import batches, leads, recounts
 from pipeline.ledger.tables import tallies as table
-from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead
+from tests.conftest import CAMPAIGN, NOW, make_answer, make_lead, merge_call
 from tests.waiting import patience
 
 DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
@@ -46,9 +46,7 @@ def call_back(ledger: Ledger, sid: str, lead: uuid.UUID | None, *, now: datetime
         status="ringing", is_final=False, outcome="unknown", disposition=None, duration_seconds=None,
         callback_at=None, recording_url=None, details="{}", first_event_at=now, last_event_at=now,
     )  # fmt: skip
-    event = StoredEvent(uuid.uuid4().hex, b"{}", now)
-    ledger.calls.keep([event])
-    ledger.calls.merge({event.digest: sid}, lambda _events: replace(row, **says), now=now)
+    merge_call(ledger, StoredEvent(uuid.uuid4().hex, b"{}", now), replace(row, **says), now=now)
 
 
 def counted(ledger: Ledger) -> dict[tuple[str, str], int]:

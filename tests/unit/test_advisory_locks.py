@@ -9,7 +9,7 @@ from pathlib import Path
 import pipeline
 
 PACKAGE = Path(pipeline.__file__).parent
-SOURCES = sorted([*(PACKAGE / "ledger").rglob("*.py"), *(PACKAGE / "migrations").rglob("*.py")])
+SOURCES = sorted((PACKAGE / "ledger").rglob("*.py"))
 NUMBERS = range(727_000, 728_000)
 """What the project's locks are numbered from; those of calls are hashes, far above."""
 
@@ -24,5 +24,5 @@ def test_no_two_uses_of_an_advisory_lock_have_the_same_number() -> None:
         takes = len(re.findall(r"pg_\w*advisory\w*(?<!un)lock\(", text)) - hashed
         assert len(mine) == takes, f"{path.name}: each lock has a number from {NUMBERS}, which is written once"
         found |= {f"{path.name} {n}": number for n, number in enumerate(mine)}
-    assert len(found) >= 3
+    assert len(found) >= 2
     assert len(set(found.values())) == len(found), found
