@@ -1,4 +1,4 @@
-# One image for every process: `gunicorn web:app` by default, `celery -A worker …` or `pipeline …` by command.
+# One image for every process: `python -m pipeline.web` by default, `celery -A worker …` or `pipeline …` by command.
 #
 #   docker build -t futwork-lead-pipeline .
 #   docker build -t futwork-lead-pipeline:sandbox --build-arg EXTRAS=embedded .
@@ -31,11 +31,11 @@ RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin
     && chown -R 10001:10001 /app/var
 COPY --from=build /opt/pipeline /opt/pipeline
 WORKDIR /app
-COPY gunicorn.conf.py worker.py web.py ./
+COPY worker.py web.py ./
 USER 10001:10001
 EXPOSE 8000
 
 # Only the web process answers this; docker-compose.yml gives the other processes checks of their own.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('PORT') or 8000), timeout=4); c.request('GET', '/healthz'); sys.exit(c.getresponse().status != 200)"]
-CMD ["gunicorn", "web:app"]
+CMD ["python", "-m", "pipeline.web"]

@@ -1,18 +1,10 @@
-"""The web server's entry: `gunicorn web:app`."""
+"""The web process of a checkout: `python web.py` serves it, and `web:app` is the WSGI app for another server."""
 
-import sys
+if __name__ == "__main__":
+    from pipeline.web.__main__ import main
 
-from pipeline.observability import error_reporting, tracing
-from pipeline.observability.logs import configure_logs
-from pipeline.settings import SettingsError, load_settings
-from pipeline.web import create_app
+    main()
+else:
+    from pipeline.web.wsgi import app
 
-try:
-    settings = load_settings()
-    error_reporting.begin(settings, part="web")
-    tracing.begin(settings, part="web")
-except SettingsError as error:
-    sys.exit(f"pipeline: {error}")
-configure_logs(settings)
-app = create_app(settings)
-tracing.watch(app)
+    __all__ = ["app"]

@@ -20,6 +20,7 @@ FIGURES = {
     "submit": "leads from the ledger to Futwork, with a worker's two processes",
     "submit_async": "the same against taskiq and BullMQ",
     "webhook": "webhook requests with a durable answer",
+    "web_servers": "web servers under slow clients, stops and kills",
     "latency": "a lead's and an event's way through an idle pipeline",
     "idle": "a pipeline with nothing to do",
     "intake": "leads from the broker into the ledger",

@@ -140,8 +140,7 @@ def _start(stack: Supervisor) -> int:
     peer = ["-m", "celery", "--quiet", "-A", "bench.peers.round_trip", "worker", "-c", "2", "-n", "peer@%h", *_QUIET]
     stack.start("peer", peer)
     port = free_port()
-    web = ["--bind", f"127.0.0.1:{port}", "--workers", "1", "--config", "gunicorn.conf.py", "--log-level", "warning"]
-    stack.start("web", ["-m", "gunicorn", "web:app", *web])
+    stack.start("web", ["-m", "pipeline.web", "--host", "127.0.0.1", "--port", str(port), "--processes", "1"])
     await_(lambda: listens(port), "the web server")
     return port
 

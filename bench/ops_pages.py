@@ -1,7 +1,7 @@
 """How long the status pages take on a million leads: the 95th percentile of each, from a browser's point of view.
 
 A million leads in four campaigns, with an attempt each, calls for most of them, a day of minutes in the tallies, on
-PostgreSQL, and on SQLite too. The pages come from gunicorn as it is deployed, one request at a time over one
+PostgreSQL, and on SQLite too. The pages come from the server as it is deployed, one request at a time over one
 connection; the worst page counts.
 """
 
@@ -14,7 +14,6 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -28,7 +27,6 @@ LEADS = 1_000_000
 PASSWORD = "bench-password"
 _ASKED = 40  # times a page and a round
 _CAMPAIGNS = (CAMPAIGN, *(f"{CAMPAIGN[:-1]}{letter}" for letter in "bcd"))
-_GUNICORN = ("--workers", "1", "--threads", "16", "--keep-alive", "30", "--log-level", "warning")
 
 _STATE = """CASE WHEN n % 100 < 70 THEN 'called' WHEN n % 100 < 85 THEN 'submitted' WHEN n % 100 < 97 THEN 'queued'
     WHEN n % 100 < 98 THEN 'uncertain' WHEN n % 100 < 99 THEN 'rejected' ELSE 'exhausted' END"""
@@ -181,15 +179,14 @@ class Client:
 
 @contextlib.contextmanager
 def pages_server(services: Backends, url: str) -> Iterator[Client]:
-    """A gunicorn that serves the pages over this ledger, and somebody signed in to it."""
+    """A server that serves the pages over this ledger, and somebody signed in to it."""
     settings = services.settings(
         database_url=url, ops_users=f"asha:{hash_password(PASSWORD)}:operator", ops_secret="s" * 40
     )
     with services.processes(services.environment(settings)) as stack, contextlib.closing(Ledger(url)) as ledger:
         port = free_port()
-        config = str(Path(__file__).parent.parent / "gunicorn.conf.py")
-        stack.start("web", ["-m", "gunicorn", "web:app", "--bind", f"127.0.0.1:{port}", *_GUNICORN, "--config", config])
-        await_(lambda: _listens(port), "gunicorn")
+        stack.start("web", ["-m", "pipeline.web", "--host", "127.0.0.1", "--port", str(port), "--processes", "1"])
+        await_(lambda: _listens(port), "the web server")
         yield Client(port, ledger)
 
 

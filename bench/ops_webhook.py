@@ -1,6 +1,6 @@
 """The webhook's 99th percentile while somebody looks at the status pages, against the same while nobody does.
 
-One gunicorn, one process with 16 threads, over a ledger with a hundred thousand leads. In turns it is loaded with
+One web process with 16 threads, over a ledger with a hundred thousand leads. In turns it is loaded with
 webhooks alone, with the overview open in five browsers that refresh every ten seconds, and with pages asked for without
 a pause by four at a time, which is more than a process makes.
 """
@@ -57,7 +57,7 @@ def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
             },
         )
     opened, alone, hammered = numbers.values()
-    note = "gunicorn, 1 process x 16 threads, 16 connections"
+    note = "1 process x 16 threads, 16 connections"
     return [
         compare(
             "ops_webhook_p99", opened, alone, unit="ms", goal=1.15, better="lower",

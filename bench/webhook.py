@@ -1,9 +1,9 @@
 """Webhook requests a second with a durable answer, and their 99th percentile.
 
-Three servers stand side by side, each gunicorn with one process, 16 threads and the worker of our deployment: ours, a
-bare Flask view that answers 200 and keeps nothing, and a Flask view that calls `delay()` for each request. They are
-loaded in turns, over as many connections as they have threads. After each turn of ours every answered event is counted
-in the broker.
+Four servers stand side by side, each with one process and 16 threads: ours; a bare Flask view that answers 200 and
+keeps nothing; a Flask view that calls `delay()` for each request; and the bare view on our server. The second and the
+third run under gunicorn's threads, as Flask's documentation deploys them. All are loaded in turns, over as many
+connections as they have threads. After each turn of ours every answered event is counted in the broker.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from pipeline.devstack.embedded_valkey import free_port
 from pipeline.devstack.supervisor import Supervisor
 
 _CONNECTIONS = 16
-_WORKER = ("--worker-class", "pipeline.web.serving.PatientWorker", "--workers", "1", "--threads", "16")
-_GUNICORN = (*_WORKER, "--keep-alive", "30", "--log-level", "warning")
 
 
 def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     """The figures of this module."""
     seconds = 2 if quick else 5
-    tails: dict[str, list[float]] = {"ours": [], "bare": [], "delay": []}
+    tails: dict[str, list[float]] = {"ours": [], "bare": [], "delay": [], "bare, ours": []}
     settings = services.settings(database_url=f"sqlite:///{services.folder / 'unused.db'}")
     with services.processes(services.environment(settings)) as stack:
         servers = {
-            "ours": (_serve(stack, "ours", "web:app", "gunicorn.conf.py"), "/webhooks/futwork"),
-            "bare": (_serve(stack, "bare", "bench.peers.flask_views:bare"), "/webhook"),
-            "delay": (_serve(stack, "delay", "bench.peers.flask_views:delaying"), "/webhook"),
+            "ours": (_serve(stack, "ours", "pipeline.web.wsgi:app"), "/webhooks/futwork"),
+            "bare": (_serve_as_usual(stack, "bare", "bench.peers.flask_views:bare"), "/webhook"),
+            "delay": (_serve_as_usual(stack, "delay", "bench.peers.flask_views:delaying"), "/webhook"),
+            "bare, ours": (_serve(stack, "bare-ours", "bench.peers.flask_views:bare"), "/webhook"),
         }
 
         def load(name: str, *, for_seconds: float = seconds) -> float:
@@ -42,7 +41,7 @@ def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
             )
             if done["wrong"]:
                 raise RuntimeError(f"{name}: {done['wrong']} requests were not answered with 200")
-            if name == "ours" and (kept := _events_in_broker(services)) != done["requests"]:
+            if name == "ours" and (kept := events_in_broker(services)) != done["requests"]:
                 raise RuntimeError(f"{kept:,} events in the broker for {done['requests']:,} answers")
             tails[name].append(done["p99_ms"])
             return done["per_second"]
@@ -56,15 +55,20 @@ def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
                 "webhook, durable": lambda: load("ours"),
                 "a bare Flask view": lambda: load("bare"),
                 "a Flask view with delay()": lambda: load("delay"),
+                "a bare view on our server": lambda: load("bare, ours"),
             },
         )
     services.clean_valkey()
-    ours, bare, delay = numbers.values()
-    note = f"gunicorn, 1 process x 16 threads, {_CONNECTIONS} connections, events of 1-3 kB"
+    ours, bare, delay, bare_on_ours = numbers.values()
+    note = f"1 process x 16 threads, {_CONNECTIONS} connections, events of 1-3 kB"
     return [
         compare("webhook", ours, bare, unit="requests/s", goal=0.65, note=f"against a bare Flask view; {note}"),
         compare(
             "webhook_delay", ours, delay, unit="requests/s", goal=2.5, note=f"against one delay() a request; {note}"
+        ),
+        compare(
+            "webhook_view", ours, bare_on_ours, unit="requests/s", goal=None,
+            note=f"against a bare Flask view on our server; {note}",
         ),
         compare(
             "webhook_p99", tails["ours"], tails["bare"], unit="ms", goal=2.0, better="lower",
@@ -77,10 +81,18 @@ def measure(services: Backends, *, rounds: int, quick: bool) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _serve(stack: Supervisor, name: str, app: str, config: str | None = None) -> int:
+def _serve(stack: Supervisor, name: str, app: str) -> int:
     port = free_port()
-    arguments = ["-m", "gunicorn", app, "--bind", f"127.0.0.1:{port}", *_GUNICORN]
-    stack.start(name, [*arguments, "--config", config or "python:bench.peers"])
+    stack.start(name, ["-m", "pipeline.web", app, "--host", "127.0.0.1", "--port", str(port), "--processes", "1"])
+    await_(lambda: listens(port), f"the server of {app}")
+    return port
+
+
+def _serve_as_usual(stack: Supervisor, name: str, app: str) -> int:
+    port = free_port()
+    size = ["--workers", "1", "--threads", "16", "--keep-alive", "30", "--log-level", "warning"]
+    config = ["--config", "python:bench.peers", "--no-control-socket"]
+    stack.start(name, ["-m", "gunicorn", app, "--bind", f"127.0.0.1:{port}", *size, *config])
     await_(lambda: listens(port), f"gunicorn {app}")
     return port
 
@@ -93,7 +105,8 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _events_in_broker(services: Backends) -> int:
+def events_in_broker(services: Backends) -> int:
+    """How many events wait in the broker."""
     total = 0
     for raw in services.valkey.lrange("events", 0, -1):
         args, _, _ = json.loads(base64.b64decode(json.loads(raw)["body"]))

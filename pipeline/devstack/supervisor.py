@@ -123,8 +123,8 @@ class Supervisor:
         self.celery("dispatch", "worker", "-Q", "dispatch", "-c", str(workers), "-n", "dispatch@%h", *quiet)
         self.celery("records", "worker", "-Q", "intake,events,upkeep", "-c", str(workers), "-n", "records@%h", *quiet)
         self.celery("beat", "beat", "--loglevel", "warning", "--pidfile", "")
-        config = ["--config", str(ROOT / "gunicorn.conf.py")] if (ROOT / "gunicorn.conf.py").exists() else []
-        self.start("web", ["-m", "gunicorn", "web:app", *config, "--bind", web, "--workers", "1", "--threads", "16"])
+        host, _, port = web.rpartition(":")
+        self.start("web", ["-m", "pipeline.web", "--host", host, "--port", port, "--processes", "1"])
 
     def await_ready(self, ready: Callable[[], bool], what: str, *, seconds: float = 60.0) -> None:
         """Wait until *ready*; fail at once if a process has ended."""

@@ -15,6 +15,7 @@ import orjson
 
 from pipeline.domain.lead import Outcome
 from pipeline.futwork.wire import BODY_BYTES
+from pipeline.observability.redaction import mask_numbers
 
 EXCERPT_CHARACTERS = 300
 _RETRY_AFTER_SECONDS = 1e9  # the longest that is worth telling apart; the settings cap it much lower
@@ -24,7 +25,6 @@ _ANY_ID_KEYS = ("id", "_id")
 _ID_HOMES = ("data", "lead", "result")
 _ID = re.compile(r"[!-~]{1,64}")  # as wide as the ledger's column
 _FUTWORK_ID = re.compile(r"[0-9a-f]{24}")
-_PHONE_LIKE = re.compile(r"\+?\d[\d\s().-]{7,}\d")
 
 _FLAGS = frozenset({"success", "issuccess", "successful", "succeeded", "ok", "isok"})
 _CODES = frozenset({"status", "statuscode", "code", "errorcode", "httpstatus", "httpcode"})
@@ -128,7 +128,7 @@ def excerpt_of(body: bytes, *, secret: str = "") -> str:
     text = " ".join(body[:BODY_BYTES].decode("utf-8", "replace").replace("\0", "").split())
     if secret:
         text = text.replace(secret, "…")
-    return _PHONE_LIKE.sub(lambda match: "…" + match[0][-2:], text)[:EXCERPT_CHARACTERS]
+    return mask_numbers(text)[:EXCERPT_CHARACTERS]
 
 
 def _refuses(payload: object, lead_id: str | None) -> bool:

@@ -1,7 +1,7 @@
 """Logs as the operator reads them: a constant event name with the data as fields; JSON, or colour in a terminal.
 
-No field ever holds a phone number, a key or a transcript; ids say which lead is meant. What libraries log and what an
-exception says is not ours to choose: numbers, keys and tokens are masked in it, and so is what a database quotes.
+No field holds a phone number, a key or a transcript; ids say which lead is meant. The pipeline does not write the lines
+of libraries and the texts of exceptions, so they go through `redaction`.
 
 Each line about leads names every one of them in its field `lead` or `leads`, so that one id finds a lead's whole way
 through all processes. A line is about a batch and not about a lead, because a list of ids costs a hundredth of as many
@@ -11,7 +11,6 @@ lines.
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import traceback
 import uuid
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import structlog
+
+from pipeline.observability.redaction import redactor
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -36,10 +37,6 @@ def _add_trace(_logger: Any, _method: str, fields: structlog.typing.EventDict) -
             fields["trace_id"] = f"{span.trace_id:032x}"
     return fields
 
-
-_NUMBER = re.compile(r"(?<![\w.:-])\+?\d(?:[ -]?\d){9,14}(?![\w.:-])")
-"""What may be a phone number: ten digits or more that are no part of an id, a time or a fraction."""
-_QUOTED_ROW = re.compile(r"^(.*\b(?:DETAIL|CONTEXT):).*$", re.MULTILINE)  # PostgreSQL's `Failing row contains (…)`
 
 _BEFORE: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
@@ -113,19 +110,13 @@ def place(error: BaseException) -> str:
 
 def _mask(settings: Settings) -> structlog.typing.Processor:
     """Take numbers and secrets out of what others wrote: the lines of libraries, and the texts of exceptions."""
-    secrets = sorted(filter(None, settings.secrets()), key=len, reverse=True)
-    secret = re.compile("|".join(map(re.escape, secrets))) if secrets else None
-
-    def masked(text: str) -> str:
-        text = _QUOTED_ROW.sub(r"\1 …", text)
-        text = _NUMBER.sub("…", text)
-        return secret.sub("***", text) if secret else text
+    redact = redactor(settings.secrets())
 
     def mask(_logger: Any, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
         if fields.get("_from_structlog") is False:
-            fields["event"] = masked(str(fields.get("event")))
-        if isinstance(told := fields.get("exception"), str):
-            fields["exception"] = masked(told)
+            fields["event"] = redact(str(fields.get("event")))
+        if isinstance(text := fields.get("exception"), str):
+            fields["exception"] = redact(text)
         return fields
 
     return mask

@@ -135,7 +135,7 @@ def of_processes(shared: Shared, settings: Settings) -> Iterator[Attention]:
         yield _part("sweep_late", "check", "beat", "Beat runs, but no sweep finishes", text, advice)
     if not shared.of_kind("web"):
         text = "Futwork's events cannot be received."
-        yield _part("no_web", "check", "web", "No web process is running", text, "Start one: gunicorn web:app")
+        yield _part("no_web", "check", "web", "No web process is running", text, "Start one: python -m pipeline.web")
 
 
 def of_ledger(overview: Mapping[str, Any]) -> Iterator[Attention]:

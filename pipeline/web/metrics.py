@@ -1,9 +1,9 @@
 """The scrape: what the web processes count, what the workers counted, and the state of the pipeline now.
 
 `observability.metrics` defines every metric. What the web processes of a host count is added up over them through files
-where `PROMETHEUS_MULTIPROC_DIR` is set, as `gunicorn.conf.py` does: it must be reported even while Redis is away. All
-else is the snapshot of `pipeline.status`, and what the workers counted in Redis. A part that is slow is reported as it
-last was, with its age.
+where `PROMETHEUS_MULTIPROC_DIR` is set, as the web server does: it must be reported even while Redis is away. All else
+is the snapshot of `pipeline.status`, and what the workers counted in Redis. A part that is slow is reported as it last
+was, with its age.
 """
 
 from __future__ import annotations

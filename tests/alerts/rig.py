@@ -15,7 +15,7 @@ from pipeline.devstack.embedded_valkey import free_port
 from pipeline.devstack.supervisor import answers
 from pipeline.settings import Settings
 from tests.alerts.watch import Prometheus
-from tests.journey.fleet import ROOT, Fleet, Process, Sandbox, Valkey
+from tests.journey.fleet import Fleet, Process, Sandbox, Valkey
 from tests.waiting import until
 
 TOKEN = "token-of-the-webhook"
@@ -64,8 +64,7 @@ class Rig:
     def _spawn(self, name: str) -> None:
         settings = self._settings()
         if name == "web":
-            config = ["--config", str(ROOT / "gunicorn.conf.py"), "--threads", "8"]
-            self._parts[name] = self.fleet.start(["-m", "gunicorn", "web:app", *config], name="web", **settings)
+            self._parts[name] = self.fleet.start(["-m", "pipeline.web", "--threads", "8"], name="web", **settings)
         elif name == "beat":
             self._parts[name] = self.fleet.celery("beat", "--pidfile", "", **settings)
         else:

@@ -1,4 +1,4 @@
-"""`web.py` as the experiments need it: `gunicorn tests.chaos.quick_web:app`. See `quick_worker`."""
+"""The app as the experiments need it: `python -m pipeline.web tests.chaos.quick_web:app`. See `quick_worker`."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ mechanisms.switch_off(mechanisms.named_in_environment())
 if _limit := os.environ.get(disk.LIMIT):
     disk.pretend(Path(os.environ["SPOOL_DIR"]), int(_limit))
 
-from web import app  # noqa: E402 - what is switched off is off from the start
+from pipeline.web.wsgi import app  # noqa: E402 - what is switched off is off from the start
 
 clock.follow(Path(os.environ["CHAOS_CLOCK"]))
 

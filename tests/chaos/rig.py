@@ -180,18 +180,9 @@ class Rig:
         elif name.startswith("beat"):
             arguments = [*celery, "beat", "--loglevel", "warning", "--pidfile", ""]
         else:
-            bind = f"127.0.0.1:{self.web_port}"
-            arguments = [
-                "-m",
-                "gunicorn",
-                "tests.chaos.quick_web:app",
-                "--bind",
-                bind,
-                "--workers",
-                "1" if self.short else "2",
-                "--threads",
-                "8",
-            ]
+            bind = ["--host", "127.0.0.1", "--port", str(self.web_port)]
+            size = ["--processes", "1" if self.short else "2", "--threads", "8"]
+            arguments = ["-m", "pipeline.web", "tests.chaos.quick_web:app", *bind, *size]
         log = self.folder / "logs" / f"{name}.log"
         self._log_begins[name] = log.stat().st_size if log.exists() else 0
         self._environments[name] = environment = self._environments.get(name, {}) | environment

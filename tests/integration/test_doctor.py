@@ -25,7 +25,7 @@ from pipeline.devstack.embedded_valkey import free_port
 from pipeline.domain.campaign import Hold, HoldKind
 from pipeline.ledger import Ledger
 from pipeline.settings import load_settings
-from pipeline.web import create_app
+from pipeline.web.app import create_app
 from tests.conftest import CAMPAIGN
 
 TOKEN = "hook-of-this-test"
@@ -232,7 +232,7 @@ FAULTS: dict[str, tuple[Callable[[Installation], object], set[tuple[str, str]], 
         lambda here: here.live(queues=("intake", "events", "upkeep")), {("workers", "fail")}, "-Q dispatch"),
     "no beat": (lambda here: here.live(beat=False), {("beat", "fail")}, "worker beat"),
     "sweeps that never end": (lambda here: here.live(swept=False), {("beat", "warn")}, "upkeep"),
-    "no web process": (lambda here: here.live(web=False), {("web", "warn")}, "gunicorn"),
+    "no web process": (lambda here: here.live(web=False), {("web", "warn")}, "pipeline.web"),
     "a spool that cannot be written": (spool_that_is_a_file, {("spool", "fail")}, "SPOOL_DIR"),
     "a full spool": (lambda here: spool_with(here, "1.events", 10**6), {("spool", "fail")}, "full"),
     "events that wait": (lambda here: spool_with(here, "1.events"), {("spool", "warn")}, "1 files wait"),

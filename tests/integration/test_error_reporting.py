@@ -32,7 +32,7 @@ from pipeline.worker.guard import StageFailed, plain
 from pipeline.observability import error_reporting
 from pipeline.observability.logs import configure_logs, logger
 from pipeline.settings import load_settings
-from pipeline.web import create_app
+from pipeline.web.app import create_app
 
 settings = load_settings()
 error_reporting.begin(settings, part="web")

@@ -25,7 +25,7 @@ from pipeline.domain.lead import Outcome, Retry, lead_id, settle
 from pipeline.events import Events
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
-from pipeline.web import create_app
+from pipeline.web.app import create_app
 from pipeline.web.openapi import describe
 from tests.conftest import CAMPAIGN, make_answer, make_lead
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_web import ROOT, TOKEN, Server, event, serve
+from tests.integration.test_web import TOKEN, Server, event, serve
 from tests.waiting import patience
 
 __all__ = ["serve"]
@@ -22,6 +22,8 @@ KINDS = {
     "says nothing": b"",
     "stops within the head": b"POST /webhooks/futwork HTTP/1.1\r\nHost: x\r\nX-Slow: ",
     "has no token and no body": b"POST /webhooks/futwork HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
+    "has a token and no body": (HEAD % 1000).encode(),
+    "has a token and no large body": (HEAD % 200_000).encode(),
     "does not close": b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
     "reads no answer": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 20,
 }
@@ -37,14 +39,13 @@ def answer(client: socket.socket) -> bytes:
 
 
 @pytest.fixture
-def hurried(tmp_path: Path) -> str:
-    """A configuration with the deadlines of the deployed one cut to a second."""
-    path = tmp_path / "hurried.conf.py"
-    path.write_text(
-        (ROOT / "gunicorn.conf.py").read_text()
-        + "\nfrom pipeline.web import serving\nserving.HEAD_SECONDS = serving.BODY_SECONDS = 1.0\n"
+def hurried(tmp_path: Path, serve: Callable[..., Server]) -> Server:
+    """A server of two threads, with the deadlines of the deployed one cut to a second."""
+    (tmp_path / "hurried.py").write_text(
+        "from pipeline.web import serving\nserving.BODY_SECONDS = 1.0\nfrom pipeline.web.wsgi import app as app\n"
     )
-    return str(path)
+    arguments = ["--threads", "2", "--head-seconds", "1"]
+    return serve(*arguments, app="hurried:app", WEB_CONCURRENCY="1", PYTHONPATH=str(tmp_path))
 
 
 def test_no_number_of_slow_clients_holds_the_threads(serve: Callable[..., Server]) -> None:
@@ -58,17 +59,19 @@ def test_no_number_of_slow_clients_holds_the_threads(serve: Callable[..., Server
         assert [server.post_event(number).status for number in range(20)] == [200] * 20
 
 
-def test_a_request_has_bounds_in_time_and_in_size(serve: Callable[..., Server], hurried: str) -> None:
+def test_a_request_has_bounds_in_time_and_in_size(hurried: Server) -> None:
     """Of one that does not arrive in time, the head ends by a closed connection, a body with a token by a 408."""
-    server = serve("--config", hurried, "--threads", "2", WEB_CONCURRENCY="1")
-    with connect(server) as head, connect(server) as body:
+    server = hurried
+    with connect(server) as silent, connect(server) as head, connect(server) as small, connect(server) as large:
         head.sendall(b"POST /webhooks/futwork HTTP/1.1\r\nHost")
-        body.sendall((HEAD % 5000).encode() + b'{"callSid": "never ended"')
-        with contextlib.suppress(ConnectionResetError):
-            assert answer(head) == b""
-        said = answer(body)
-    assert said.startswith(b"HTTP/1.1 408 ")
-    assert b"the body did not arrive whole in time" in said
+        small.sendall((HEAD % 5000).encode() + b'{"callSid": "never ended"')
+        large.sendall((HEAD % 500_000).encode() + b'{"callSid": "never ended"')
+        for client in (silent, head):
+            with contextlib.suppress(ConnectionResetError):
+                assert answer(client) == b""
+        for said in map(answer, (small, large)):
+            assert said.startswith(b"HTTP/1.1 408 ")
+            assert b"the body did not arrive whole in time" in said
     assert server.spooled() == 0
 
     for name, (sent, status) in HEADS.items():
@@ -107,15 +110,10 @@ for name, answer in {
 
 @pytest.fixture
 def answering(tmp_path: Path, serve: Callable[..., Server]) -> Server:
-    """Our worker with one thread before an app that gives all kinds of answers, which must be taken within a second."""
+    """Our server with one thread before an app that gives all kinds of answers."""
     (tmp_path / "answers.py").write_text(ANSWERS)
     (tmp_path / "large").write_bytes(b"x" * 8_000_000)
-    conf = tmp_path / "answers.conf.py"
-    conf.write_text(
-        "from pipeline.web import serving\nserving.ANSWER_SECONDS = 1.0\n"
-        "worker_class, threads = 'pipeline.web.serving.PatientWorker', 1\n"
-    )
-    return serve("--config", str(conf), "--pythonpath", str(tmp_path), app="answers:app", WEB_CONCURRENCY="1")
+    return serve("--threads", "1", app="answers:app", WEB_CONCURRENCY="1", PYTHONPATH=str(tmp_path))
 
 
 def ask(client: socket.socket, name: str, *more: str) -> None:
@@ -137,10 +135,10 @@ def test_an_answer_goes_out_whole_however_it_is_taken(answering: Server) -> None
             ask(client, name, "Connection: close")
             taken = b"".join(iter(partial(client.recv, 3000), b""))
         assert taken.count(b"x" * 8192 if name == "parts" else b"x") >= 1000, name
-        assert taken.endswith(b"x\r\n0\r\n\r\n" if name == "parts" else b"x" * 8_000_000), name
+        assert taken.endswith(b"x" * 8_000_000), name
 
 
-def test_a_client_that_takes_no_answer_holds_a_thread_for_a_while_only(answering: Server) -> None:
+def test_a_client_that_takes_no_answer_holds_no_thread(answering: Server) -> None:
     with connect(answering) as idle, connect(answering) as client:
         ask(idle, "long")
         assert idle.recv(12) == b"HTTP/1.1 200"
@@ -151,7 +149,5 @@ def test_a_client_that_takes_no_answer_holds_a_thread_for_a_while_only(answering
 _ASK = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 HEADS = {
     "a head without an end": (_ASK + b"X-Long: " + b"a" * 40_000, b"431"),
-    "a long field": (_ASK + b"X-Long: " + b"a" * 5_000 + b"\r\n\r\n", b"431"),
-    "many fields": (_ASK + b"A: b\r\n" * 60 + b"\r\n", b"431"),
-    "a long line": (b"GET /" + b"a" * 3_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"414"),
+    "many fields": (_ASK + b"A: b\r\n" * 120 + b"\r\n", b"431"),
 }

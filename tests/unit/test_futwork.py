@@ -285,24 +285,6 @@ def test_no_retry_after_is_an_error(text):
 # Excerpts
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        "9999789877", "+919999789877", "+91 99997 89877", "99997-89877", "(0)99997 89877", "99997.89877",
-        "919999789877", "+91 (99997) 89-877",
-    ],
-)  # fmt: skip
-def test_an_excerpt_masks_phone_numbers(number):
-    text = excerpt_of(f'{{"error": "{number} is busy, 422"}}'.encode())
-    assert "…77 is busy, 422" in text
-    assert "99997" not in text
-
-
-def test_an_excerpt_keeps_ids_and_short_numbers():
-    text = f"HTTP 422: lead {ID} of campaign 12345 at 12:30"
-    assert excerpt_of(text.encode()) == text
-
-
 def test_an_excerpt_masks_the_secret():
     body = b'{"error":"Invalid API key: sandbox-key-0815"}'
     assert excerpt_of(body, secret="sandbox-key-0815") == '{"error":"Invalid API key: …"}'
@@ -324,7 +306,7 @@ def test_an_excerpt_of_a_huge_body_takes_no_time():
 
 def test_a_number_at_the_edge_of_the_excerpt_is_masked_as_well():
     body = b"x" * (EXCERPT_CHARACTERS - 6) + b" 9999789877"
-    assert excerpt_of(body) == "x" * (EXCERPT_CHARACTERS - 6) + " …77"
+    assert excerpt_of(body) == "x" * (EXCERPT_CHARACTERS - 6) + " •••••"
 
 
 # Failures

@@ -65,10 +65,6 @@ PRIVATE = [
         "kombu.transport.virtual:Transport", "_deliver", _TRANSPORT,
         "gives a message to the consumer of its queue; kombu has no public way",
     ),
-    Internal(
-        "gunicorn.workers.gthread:ThreadWorker", "_keepalive_after", "pipeline/web/serving.py",
-        "what is left of a body is read against a deadline, so that slow clients hold no threads; test_slow_clients.py",
-    ),
 ]  # fmt: skip
 
 UNDOCUMENTED = [

@@ -19,7 +19,7 @@ from pipeline.broker import BrokerUnavailable, decode_events
 from pipeline.domain.lead import Lead, lead_id
 from pipeline.ledger import Ledger
 from pipeline.settings import Settings
-from pipeline.web import create_app
+from pipeline.web.app import create_app
 from tests.conftest import CAMPAIGN
 
 TOKEN = "webhook-token"

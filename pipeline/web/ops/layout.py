@@ -12,6 +12,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from pipeline.coordination.marks import Marks
 from pipeline.ledger import Ledger, SchemaMismatch, ledger_is_at_fault, open_ledger
 from pipeline.observability.logs import logger
+from pipeline.observability.redaction import mask_values
 from pipeline.settings import Settings
 from pipeline.status.actions import ACTIONS
 from pipeline.status.snapshot import Watch
@@ -84,7 +85,7 @@ def now() -> datetime:
 
 def see(value: object) -> object:
     """A value as this visitor may see it."""
-    return value if visitor().may_change else masking.masked(value)
+    return value if visitor().may_change else mask_values(value)
 
 
 @blueprint.before_request

@@ -9,7 +9,7 @@ from tests.chaos.runner import Round, experiment
 
 @experiment("web-worker", proves="an event is answered only when it is in the broker or on disk")
 def kill_web_workers(this: Round) -> None:
-    """Kill gunicorn's workers in the middle of requests."""
+    """Kill the server's processes in the middle of requests."""
     this.feed.leads(this.size(250, 60), seconds=4, by="http")
     this.feed.events(this.size(400, 100), seconds=4, clients=8)
     for _ in range(this.size(8, 4)):
@@ -19,7 +19,7 @@ def kill_web_workers(this: Round) -> None:
 
 @experiment("web-master", proves="the same, when the whole web server dies")
 def kill_web_master(this: Round) -> None:
-    """Kill gunicorn as a whole, and its master alone, in the middle of requests."""
+    """Kill the server as a whole, and its main process alone, in the middle of requests."""
     this.feed.leads(this.size(250, 60), seconds=5, by="http")
     this.feed.events(this.size(300, 80), seconds=5, clients=8)
     this.rig.pause(0.5, 1.5)

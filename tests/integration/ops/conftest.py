@@ -26,7 +26,7 @@ from pipeline.events import Events
 from pipeline.ledger import Ledger
 from pipeline.ledger.tables import leads as lead_table
 from pipeline.settings import Settings
-from pipeline.web import create_app
+from pipeline.web.app import create_app
 from tests.conftest import CAMPAIGN, make_answer, make_lead
 
 SECRET = "0123456789abcdef" * 3

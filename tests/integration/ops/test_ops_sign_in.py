@@ -11,7 +11,7 @@ import redis
 
 from pipeline import wiring
 from pipeline.settings import Settings
-from pipeline.web import create_app
+from pipeline.web.app import create_app
 from pipeline.web.ops.access import check_password, hash_password
 from tests.integration.ops.conftest import (
     NUMBER,

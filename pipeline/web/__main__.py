@@ -1,0 +1,134 @@
+"""The web server: `python -m pipeline.web`, configured by the environment or by flags (`--help`).
+
+It runs Granian with `WEB_CONCURRENCY` processes of `WEB_THREADS` threads: threads, because requests wait for the broker
+rather than compute, and because requests that wait together share one publish. SIGTERM lets the requests under way end,
+for at most 20 seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from importlib import import_module
+from multiprocessing.synchronize import Event
+
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+
+from pipeline.observability.logs import configure_logs, logger
+from pipeline.settings import SettingsError, load_settings
+from pipeline.web.serving import Serving
+
+log = logger(__name__)
+
+_HEAD_BYTES = 32 * 1024
+_STOP_SECONDS = 20  # for requests under way after SIGTERM; a hand-over takes under five even if the broker is away
+_CONNECTIONS = 20_000  # of a process at a time; one that waits costs a few kilobytes
+_TO_OUR_LOG = {"level": "INFO", "handlers": [], "propagate": True}  # which masks
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    given = _arguments()
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        sys.exit(f"pipeline: {error}")
+    configure_logs(settings)
+    _allow_connections()
+    came_up = multiprocessing.get_context().Event()
+    load = partial(_load, given.app, came_up, threads=given.threads, access_log=given.access_log)
+    with _metrics_folder():
+        while True:
+            server = Granian(
+                given.app,
+                address=given.host,
+                port=given.port,
+                workers=given.processes,
+                interface=Interfaces.RSGI,
+                http=HTTPModes.http1,  # a silent connection ends in time only where no HTTP/2 is expected
+                http1_settings=HTTP1Settings(
+                    header_read_timeout=given.head_seconds * 1000, max_buffer_size=_HEAD_BYTES
+                ),
+                websockets=False,
+                backpressure=_CONNECTIONS,
+                backlog=2048,
+                respawn_failed_workers=True,
+                respawn_interval=0.1,
+                workers_kill_timeout=_STOP_SECONDS,
+                log_level=LogLevels(settings.log_level.lower()),
+                log_dictconfig={"loggers": {"_granian": _TO_OUR_LOG}, "handlers": {}, "formatters": {}},
+            )
+            with contextlib.suppress(SystemExit):
+                server.serve(target_loader=load, wrap_loader=False)  # type: ignore[arg-type]  # RSGI takes objects too
+            if server.interrupt_signal:
+                return
+            if not came_up.is_set():
+                sys.exit("pipeline: the processes of the web server do not start; the reason is above")
+            log.error("web processes died repeatedly; the web server starts again")
+
+
+def _arguments() -> argparse.Namespace:
+    environment = os.environ.get
+    parser = argparse.ArgumentParser(prog="python -m pipeline.web", description="Serve the web process.")
+    parser.add_argument("app", nargs="?", default="pipeline.web.wsgi:app", help="the WSGI app (%(default)s)")
+    parser.add_argument("--host", default=environment("HOST") or "0.0.0.0", help="HOST (%(default)s)")  # noqa: S104 - inside its container
+    for name, variable, default, text in (
+        ("--port", "PORT", 8000, "%(default)s"),
+        ("--processes", "WEB_CONCURRENCY", 2, "%(default)s"),
+        ("--threads", "WEB_THREADS", 16, "in each process; %(default)s"),
+        ("--head-seconds", "", 30, "for a request's head, and between two requests on a connection; %(default)s"),
+    ):
+        parser.add_argument(name, type=int, default=environment(variable) or default, help=f"{variable} ({text})")
+    parser.add_argument(
+        "--access-log", action="store_true", default=bool(environment("WEB_ACCESS_LOG")),
+        help="WEB_ACCESS_LOG: log each request, without tokens and numbers",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def _load(app: str, came_up: Event, *, threads: int, access_log: bool) -> Serving:
+    """The application that each process of the server runs."""
+    if multiprocessing.parent_process() is not None:
+        # Granian sets its own handler later; until then this process has its parent's, which does not end it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    module, _, name = app.partition(":")
+    found = getattr(import_module(module), name)
+    if "PIPELINE" in getattr(found, "config", {}):
+        from pipeline.web.app import keep_heartbeat
+
+        keep_heartbeat(found)
+    came_up.set()
+    return Serving(found, threads=threads, access_log=access_log)
+
+
+def _allow_connections() -> None:
+    """Raise the limit of open files to what this process may have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@contextlib.contextmanager
+def _metrics_folder() -> Iterator[None]:
+    """A folder for the files through which the counters of all processes are added up; see `pipeline.web.metrics`."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="pipeline-metrics-", ignore_cleanup_errors=True) as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        yield
+
+
+if __name__ == "__main__":
+    main()
