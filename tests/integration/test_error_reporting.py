@@ -148,8 +148,8 @@ def test_sentry_is_told_where_something_failed_and_nothing_of_any_person(ingest:
 
 def test_without_their_settings_neither_sentry_nor_instrumentations_are_imported(tmp_path: Path) -> None:
     program = (
-        "import sys, worker, web; from pipeline.observability import tracing;"
-        "tracing.begin(web.settings, part='worker');"
+        "import sys, worker; from pipeline.web import wsgi; from pipeline.observability import tracing;"
+        "tracing.begin(wsgi.settings, part='worker');"
         "ours = ('sentry_sdk', 'opentelemetry.instrumentation', 'opentelemetry.exporter');"
         "print([name for name in sys.modules if name.startswith(ours)])"
     )
