@@ -15,10 +15,9 @@ import resource
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
-from multiprocessing.synchronize import Event
+from pathlib import Path
 
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces
@@ -46,9 +45,10 @@ def main() -> None:
         sys.exit(f"pipeline: {error}")
     configure_logs(settings)
     _allow_connections()
-    came_up = multiprocessing.get_context().Event()
-    load = partial(_load, given.app, came_up, threads=given.threads, access_log=given.access_log)
-    with _metrics_folder():
+    with tempfile.TemporaryDirectory(prefix="pipeline-metrics-", ignore_cleanup_errors=True) as folder:
+        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)  # see pipeline.web.metrics
+        came_up = Path(folder, "came-up")
+        load = partial(_load, given.app, came_up, threads=given.threads, access_log=given.access_log)
         while True:
             server = Granian(
                 given.app,
@@ -73,7 +73,7 @@ def main() -> None:
                 server.serve(target_loader=load, wrap_loader=False)  # type: ignore[arg-type]  # RSGI takes objects too
             if server.interrupt_signal:
                 return
-            if not came_up.is_set():
+            if not came_up.exists():
                 sys.exit("pipeline: the processes of the web server do not start; the reason is above")
             log.error("web processes died repeatedly; the web server starts again")
 
@@ -97,7 +97,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _load(app: str, came_up: Event, *, threads: int, access_log: bool) -> Serving:
+def _load(app: str, came_up: Path, *, threads: int, access_log: bool) -> Serving:
     """The application that each process of the server runs."""
     if multiprocessing.parent_process() is not None:
         # Granian sets its own handler later; until then this process has its parent's, which does not end it.
@@ -108,7 +108,7 @@ def _load(app: str, came_up: Event, *, threads: int, access_log: bool) -> Servin
         from pipeline.web.app import keep_heartbeat
 
         keep_heartbeat(found)
-    came_up.set()
+    came_up.touch()
     return Serving(found, threads=threads, access_log=access_log)
 
 
@@ -117,17 +117,6 @@ def _allow_connections() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-@contextlib.contextmanager
-def _metrics_folder() -> Iterator[None]:
-    """A folder for the files through which the counters of all processes are added up; see `pipeline.web.metrics`."""
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="pipeline-metrics-", ignore_cleanup_errors=True) as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        yield
 
 
 if __name__ == "__main__":

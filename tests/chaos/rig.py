@@ -241,7 +241,7 @@ class Rig:
         self.note(f"kill -9 of the main process of {name}", kills=True)
         self._end(name, lambda part: part.process.kill())
         time.sleep(down_seconds)
-        if name == "web":  # its workers hold the port until they have noticed
+        if name == "web":  # its processes end once they have noticed
             psutil.wait_procs(orphans, timeout=35)
         self.start(name)
 
@@ -334,7 +334,7 @@ class Rig:
 
     def _await_started(self, name: str) -> None:
         """Wait until a part has started: a Celery worker that loses a child before gives up, and says so."""
-        started = b"Booting worker" if name == "web" else b" ready."
+        started = b"Started worker" if name == "web" else b" ready."
         part, ends = self._parts[name], time.monotonic() + 60
         while part.process.poll() is None and time.monotonic() < ends:
             with (self.folder / "logs" / f"{name}.log").open("rb") as log:
