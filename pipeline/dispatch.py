@@ -314,6 +314,7 @@ class Dispatcher:
             base=timedelta(seconds=self._settings.backoff_base_seconds),
             cap=timedelta(seconds=self._settings.backoff_cap_seconds),
             max_attempts=campaign.max_attempts or self._settings.max_attempts,
+            after_server_error=(campaign.on_server_error or self._settings.on_server_error) == "retry",
         )
         took: dict[Outcome, list[float]] = {}
         for answer in answers:

@@ -34,6 +34,7 @@ from pydantic_settings import (
 from pipeline.addresses import read_address
 
 OnUncertain = Literal["hold", "resend", "drop"]
+OnServerError = Literal["uncertain", "retry"]
 
 PREFIX = "FUTWORK_PIPELINE_"
 
@@ -231,6 +232,7 @@ class Settings(ProducerSettings):
     retry_after_cap_seconds: Seconds = 3600.0
     on_uncertain: Annotated[OnUncertain, BeforeValidator(_lower)] = "hold"
     uncertain_after_seconds: Seconds = 3600.0
+    on_server_error: Annotated[OnServerError, BeforeValidator(_lower)] = "uncertain"
     probe_first_seconds: Seconds = 30.0
     probe_cap_seconds: Seconds = 600.0
 

@@ -33,7 +33,7 @@ from pipeline.ledger import LeadFilter
 from pipeline.status.journey import journey
 from pipeline.status.policies import POLICIES
 from pipeline.status.search import find_leads
-from pipeline.status.text import span
+from pipeline.status.text import span, unclear
 
 if TYPE_CHECKING:
     from pipeline.status.attention import Attention
@@ -171,6 +171,8 @@ def show_status(report: dict[str, Any], out: Console) -> None:
         f"events: {events['raw']:,} stored, {events['quarantined']:,} in quarantine; calls without a lead:"
         f" {events['orphans']:,}"
     )
+    if report["unclear_answers"]:
+        out.print(f"answers that proved nothing: {'; '.join(map(unclear, report['unclear_answers']))}")
     if report["oldest_due_seconds"]:
         out.print(f"the oldest due lead has waited for {span(report['oldest_due_seconds'])}")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.domain.lead import Outcome
 
 if TYPE_CHECKING:
-    from pipeline.settings import OnUncertain, Rate, Settings
+    from pipeline.settings import OnServerError, OnUncertain, Rate, Settings
 
 _CAMPAIGN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -145,6 +145,7 @@ class Campaign:
     rate: Rate | None = None
     on_uncertain: OnUncertain | None = None
     uncertain_after_seconds: float | None = None
+    on_server_error: OnServerError | None = None
     max_attempts: int | None = None
     lead_max_age_seconds: int | None = None
 

@@ -98,7 +98,7 @@ class Outcome(StrEnum):
     BUSY = "busy"
     """421, 425 or 503: Futwork did not take it now."""
     FAILED = "failed"
-    """500, or another 5xx that says that the lead was not accepted."""
+    """500 or another 5xx that says nothing of load: the lead may have been taken before Futwork failed."""
     UNCERTAIN = "uncertain"
     """The request, or a part of it, was sent and no verdict came back: 502, 504, 408, timeout, reset, bad bytes."""
     REFUSED_KEY = "refused_key"
@@ -108,7 +108,7 @@ class Outcome(StrEnum):
 
 
 _FREE = frozenset({Outcome.THROTTLED, Outcome.REFUSED_KEY, Outcome.REFUSED_CAMPAIGN})
-_AGAIN = frozenset({Outcome.NOT_SENT, Outcome.BUSY, Outcome.FAILED}) | _FREE
+_AGAIN = frozenset({Outcome.NOT_SENT, Outcome.BUSY}) | _FREE
 
 
 class InvalidLead(ValueError):
@@ -239,11 +239,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """When and how often a lead is tried again."""
+    """When, how often and after what a lead is tried again."""
 
     base: timedelta
     cap: timedelta
     max_attempts: int
+    after_server_error: bool = False
+    """Whether `failed` means that Futwork did not take the lead; otherwise it proves nothing."""
 
     def delay(self, attempts: int, *, jitter: random.Random) -> timedelta:
         """A random wait before the next attempt; its bound doubles with each charged attempt (full jitter)."""
@@ -269,13 +271,15 @@ def settle(answer: Answer, retry: Retry, *, now: datetime, jitter: random.Random
     Futwork's `Retry-After` and our backoff. One that has no attempt left is `exhausted`.
     """
     claim = answer.claim
-    is_free = answer.outcome in _FREE or (probe and answer.outcome in _AGAIN)
+    goes_again = answer.outcome in _AGAIN or (answer.outcome is Outcome.FAILED and retry.after_server_error)
+    is_free = answer.outcome in _FREE or (probe and goes_again)
     attempts = claim.attempts if is_free else claim.attempts + 1
-    if answer.outcome not in _AGAIN:
+    if not goes_again:
         state = {
             Outcome.ACCEPTED: LeadState.SUBMITTED,
             Outcome.REJECTED: LeadState.REJECTED,
             Outcome.UNCERTAIN: LeadState.UNCERTAIN,
+            Outcome.FAILED: LeadState.UNCERTAIN,
         }[answer.outcome]
         return Settlement(answer, state, now, attempts)
     if attempts >= retry.max_attempts and not is_free:

@@ -35,8 +35,8 @@ _ERROR_CODE = re.compile(r"[4-9][0-9]{2}( .*)?")  # longer ones are codes of the
 
 _UNCERTAIN_STATUS = frozenset({408, 502, 504, 520, 524, 598, 599})
 """A gateway's word that it passed the request on and got no proper answer; 52x are Cloudflare's, 59x some proxies'."""
-_BUSY_STATUS = frozenset({421, 425, 503})
-"""HTTP's own ways to say that the request was not processed and may be sent again."""
+_BUSY_STATUS = frozenset({421, 425, 503, 509, 529})
+"""The request was not processed: by HTTP's own words, or, with 509 and 529, because a server has too much to do."""
 
 
 def judge(status: int, body: bytes) -> tuple[Outcome, str | None]:

@@ -14,7 +14,10 @@ from pipeline.ledger.database import CLOCKS_APART, Database
 from pipeline.ledger.tables import campaigns
 from pipeline.settings import Rate, Settings
 
-_POLICIES = ("account", "rate", "on_uncertain", "uncertain_after_seconds", "max_attempts", "lead_max_age_seconds")
+_POLICIES = frozenset(
+    {"account", "rate", "on_uncertain", "uncertain_after_seconds", "on_server_error", "max_attempts"}
+    | {"lead_max_age_seconds"}
+)
 _ACCOUNT_WIDE = (HoldKind.REFUSED_KEY.value, HoldKind.NO_KEY.value)
 
 
@@ -45,7 +48,7 @@ class Campaigns:
         self, campaign_id: str, policies: Mapping[str, object], *, now: datetime, by: Actor | None = None
     ) -> Campaign:
         """Set policies of a campaign (creating it if need be); None sets one back to the setting's default."""
-        unknown = set(policies) - set(_POLICIES)
+        unknown = set(policies) - _POLICIES
         if unknown:
             raise ValueError(f"no such policy: {', '.join(sorted(unknown))}")
         self.ensure(campaign_id, now=now)
@@ -224,6 +227,7 @@ def _campaign(row: Any) -> Campaign:
         rate=Rate.parse(row.rate) if row.rate else None,
         on_uncertain=row.on_uncertain,
         uncertain_after_seconds=row.uncertain_after_seconds,
+        on_server_error=row.on_server_error,
         max_attempts=row.max_attempts,
         lead_max_age_seconds=row.lead_max_age_seconds,
     )

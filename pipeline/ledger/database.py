@@ -54,7 +54,8 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: Any, _dialect: sa.Dialect) -> datetime | None:
         if isinstance(value, str):
-            return datetime.fromisoformat(value)
+            moment = datetime.fromisoformat(value)
+            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)  # as an earlier release wrote some
         return None if value is None else value.astimezone(UTC)
 
 

@@ -29,6 +29,9 @@ def _one_of(column: str, values: type[LeadState | CampaignState | Outcome]) -> s
     return sa.CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
 
 
+_UNCLEAR = sa.text("outcome IN ('busy', 'failed', 'uncertain')")
+"""Of attempts: those after which Futwork may have the lead, as far as the answer goes."""
+
 campaigns = sa.Table(
     "campaigns",
     metadata,
@@ -45,6 +48,7 @@ campaigns = sa.Table(
     sa.Column("rate", sa.String(20), comment="null: CAMPAIGN_RATE"),
     sa.Column("on_uncertain", sa.String(10), comment="null: ON_UNCERTAIN"),
     sa.Column("uncertain_after_seconds", sa.Float, comment="null: UNCERTAIN_AFTER_SECONDS"),
+    sa.Column("on_server_error", sa.String(10), comment="null: ON_SERVER_ERROR"),
     sa.Column("max_attempts", sa.Integer, comment="null: MAX_ATTEMPTS"),
     sa.Column("lead_max_age_seconds", sa.Integer, comment="null: LEAD_MAX_AGE_SECONDS"),
     sa.Column("created_at", UtcDateTime, nullable=False),
@@ -130,6 +134,7 @@ attempts = sa.Table(
     sa.Column("excerpt", sa.Text, nullable=False),
     _one_of("outcome", Outcome),
     sa.UniqueConstraint("lead_id", "claim"),
+    sa.Index("ix_attempts_unclear", "id", postgresql_where=_UNCLEAR, sqlite_where=_UNCLEAR),
 )
 """One row a POST, also of one whose record came too late to change its lead."""
 

@@ -28,7 +28,7 @@ class Decision(NamedTuple):
     @property
     def accepts(self) -> bool:
         """Whether the lead is taken and called, whatever the client gets to see."""
-        if self.fault in {"502", "504"}:
+        if self.fault in {"500", "502", "504"}:
             return self.variant < 0.5
         return self.fault in {None, "reset_after", "stall", "malformed"}
 

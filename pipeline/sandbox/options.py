@@ -10,7 +10,7 @@ from pipeline.sandbox.answers import MIXED, SHAPES
 from pipeline.sandbox.rates import parse_rate
 
 ANSWER_FAULTS = {
-    "500": "500; the lead is not accepted",
+    "500": "500; every second lead is accepted all the same",
     "502": "502; every second lead is accepted all the same",
     "503": "503, every second one with Retry-After; the lead is not accepted",
     "504": "504; every second lead is accepted all the same",

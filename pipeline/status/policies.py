@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from pipeline.settings import OnUncertain, Rate, Settings
+from pipeline.settings import OnServerError, OnUncertain, Rate, Settings
 
 DEFAULT = "default"
 """The value that sets a policy back to what the settings say."""
@@ -62,6 +62,11 @@ POLICIES = {
     ),
     "uncertain_after_seconds": Policy(
         "Uncertain after (seconds)", "How long to wait for evidence, in seconds.", _number(float, _TEN_YEARS_SECONDS),
+    ),
+    "on_server_error": Policy(
+        "After a server error",
+        "What a lead becomes after a 500: uncertain, because it may have been taken, or retry.",
+        _choice(*get_args(OnServerError)),
     ),
     "max_attempts": Policy("Attempts", "The most POSTs for one lead.", _number(int, 1_000_000)),
     "lead_max_age_seconds": Policy(

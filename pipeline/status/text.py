@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def count(value: int, one: str, many: str | None = None) -> str:
     """A number with its noun: `1 lead`, `1,200 leads`."""
@@ -21,6 +23,13 @@ def span(seconds: float | None) -> str:
             whole, rest = int(seconds // size), int(seconds % size // smaller)
             return f"{whole:,} {unit} {rest} {name}" if rest and whole < 10 else f"{whole:,} {unit}"
     return f"{seconds:.0f} s"
+
+
+def unclear(answers: dict[str, Any]) -> str:
+    """What became of the POSTs with one unclear answer: `HTTP 500: 12 POSTs, 3 taken, 4 sent again`."""
+    status = "no answer" if answers["http_status"] is None else f"HTTP {answers['http_status']}"
+    again = f", {answers['sent_again']:,} sent again" if answers["sent_again"] else ""
+    return f"{status}: {count(answers['posts'], 'POST')}, {answers['taken']:,} taken{again}"
 
 
 def first_line(error: BaseException) -> str:

@@ -259,12 +259,31 @@ def _resend_blindly() -> None:
 
 
 class _Blind:
-    """`Outcome`, except that what is unknown is taken for a failure."""
+    """`Outcome`, except that what is unknown is taken for a lead that Futwork did not take."""
 
     def __getattr__(self, name: str) -> Any:
         from pipeline.domain.lead import Outcome
 
-        return Outcome.FAILED if name == "UNCERTAIN" else getattr(Outcome, name)
+        return Outcome.BUSY if name == "UNCERTAIN" else getattr(Outcome, name)
+
+
+@mechanism(
+    "server-error",
+    keeps="a 500 proves nothing: its POST is not repeated",
+    experiment="error-after",
+    says="was accepted 2 times",
+)
+def _believe_server_errors() -> None:
+    from dataclasses import replace
+
+    from pipeline import dispatch
+
+    settle = dispatch.settle
+
+    def settle_and_retry(answer: Any, retry: Any, **options: Any) -> Any:
+        return settle(answer, replace(retry, after_server_error=True), **options)
+
+    _replace(dispatch, "settle", settle_and_retry)
 
 
 @mechanism(

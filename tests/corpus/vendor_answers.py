@@ -273,7 +273,7 @@ def outcome_of(status: int) -> Outcome:
     single = {
         401: Outcome.REFUSED_KEY, 403: Outcome.REFUSED_KEY, 404: Outcome.REFUSED_CAMPAIGN, 429: Outcome.THROTTLED,
         408: UNCERTAIN, 502: UNCERTAIN, 504: UNCERTAIN, 520: UNCERTAIN, 524: UNCERTAIN, 598: UNCERTAIN, 599: UNCERTAIN,
-        421: BUSY, 425: BUSY, 503: BUSY,
+        421: BUSY, 425: BUSY, 503: BUSY, 509: BUSY, 529: BUSY,
     }  # fmt: skip
     by_class = {2: ACCEPTED, 3: Outcome.REFUSED_CAMPAIGN, 4: REJECTED, 5: Outcome.FAILED}
     return single.get(status) or by_class[status // 100]

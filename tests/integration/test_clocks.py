@@ -68,7 +68,7 @@ def test_the_time_goes_on_while_the_ledger_is_away(postgres_url: str, monkeypatc
 def test_leads_that_were_queued_in_the_future_wait_as_long_as_they_were_told(ledger: Ledger) -> None:
     take_in(ledger, range(3), now=LATER)
     claims = ledger.leads.claim(CAMPAIGN, 1, lease=timedelta(minutes=2), now=LATER)
-    failed = [settle(make_answer(one, Outcome.FAILED), RETRY, now=LATER, jitter=random.Random(7)) for one in claims]
+    failed = [settle(make_answer(one, Outcome.BUSY), RETRY, now=LATER, jitter=random.Random(7)) for one in claims]
     ledger.leads.record(Campaign(CAMPAIGN), failed, probe_after=timedelta(seconds=30), now=LATER)
     wait = failed[0].due_at - LATER
     assert ledger.leads.take_back_the_future(now=NOW) == 3

@@ -31,8 +31,8 @@ from tests.conftest import CAMPAIGN
 TOKEN = "hook-of-this-test"
 EVERY_CHECK = [
     "settings", "limits", "versions", "key", "webhook", "intake", "futwork", "broker", "persistence", "eviction",
-    "memory", "limit", "ledger", "migrations", "indexes", "durability", "campaigns", "clock", "workers", "beat", "web",
-    "spool", "disk",
+    "memory", "limit", "ledger", "migrations", "indexes", "durability", "campaigns", "answers", "clock",
+    "workers", "beat", "web", "spool", "disk",
 ]  # fmt: skip
 
 

@@ -210,9 +210,9 @@ def test_evidence_wins_over_every_end_without_a_call(events: Events, ledger: Led
     rejected, exhausted, expired, cancelled = sorted(claim(ledger), key=lambda one: one.phone)
     record(ledger, [rejected], Outcome.REJECTED)
     once = Retry(base=SECOND, cap=SECOND, max_attempts=1)
-    spent = settle(make_answer(exhausted, Outcome.FAILED), once, now=NOW, jitter=JITTER)
+    spent = settle(make_answer(exhausted, Outcome.BUSY), once, now=NOW, jitter=JITTER)
     ledger.leads.record(Campaign(CAMPAIGN), [spent], probe_after=SECOND, now=NOW)
-    record(ledger, [expired, cancelled], Outcome.FAILED)
+    record(ledger, [expired, cancelled], Outcome.BUSY)
     assert ledger.interventions.cancel(LeadFilter(phone=cancelled.phone), now=NOW) == 1
     assert ledger.leads.expire(now=NOW + 2 * DAY) == 1
     before = [row.state for row in rows(ledger, leads, leads.c.phone)]

@@ -523,6 +523,7 @@ POLICIES: dict[str, Any] = {
     "rate": Rate.parse("7/m"),
     "on_uncertain": "drop",
     "uncertain_after_seconds": 90.5,
+    "on_server_error": "retry",
     "max_attempts": 3,
     "lead_max_age_seconds": 600,
 }

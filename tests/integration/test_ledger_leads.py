@@ -289,7 +289,7 @@ def test_many_dispatchers_claim_each_lead_exactly_once(ledger: Ledger) -> None:
         (Outcome.NOT_SENT, "queued", 1),
         (Outcome.THROTTLED, "queued", 0),
         (Outcome.BUSY, "queued", 1),
-        (Outcome.FAILED, "queued", 1),
+        (Outcome.FAILED, "uncertain", 1),
         (Outcome.UNCERTAIN, "uncertain", 1),
         (Outcome.REFUSED_KEY, "queued", 0),
         (Outcome.REFUSED_CAMPAIGN, "queued", 0),
@@ -446,7 +446,8 @@ def test_lost_claims_are_settled_in_portions(ledger: Ledger) -> None:
     [
         (Outcome.ACCEPTED, "submitted"),
         (Outcome.REJECTED, "rejected"),
-        (Outcome.FAILED, "queued"),
+        (Outcome.BUSY, "queued"),
+        (Outcome.FAILED, "uncertain"),
         (Outcome.UNCERTAIN, "uncertain"),
     ],
 )

@@ -19,7 +19,7 @@ from pipeline.ledger import Ledger, SchemaMismatch, metadata, open_ledger
 from tests.conftest import POSTGRES_URL
 from tests.waiting import patience
 
-HEAD = "0004"
+HEAD = "0005"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

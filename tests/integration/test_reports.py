@@ -55,6 +55,7 @@ def test_the_status_of_an_empty_ledger_has_every_number_at_nought(ledger: Ledger
         "campaigns": [],
         "calls": {"total": 0, "open": 0},
         "events": {"raw": 0, "quarantined": 0, "orphans": 0},
+        "unclear_answers": [],
         "oldest_due_seconds": None,
         "oldest_uncertain_seconds": None,
     }
@@ -88,14 +89,53 @@ def test_the_status_lists_each_campaign_with_its_hold_and_policies(ledger: Ledge
     first, second = ledger.reports.status(now=NOW)["campaigns"]
     assert first == {
         "id": CAMPAIGN, "account": "default", "state": "active", "hold_kind": None, "reason": None, "stopped_at": None,
-        "probe_at": None, "rate": None, "on_uncertain": None, "uncertain_after_seconds": None, "max_attempts": None,
-        "lead_max_age_seconds": None, "leads": EMPTY_STATES | {"queued": 1},
+        "probe_at": None, "rate": None, "on_uncertain": None, "uncertain_after_seconds": None,
+        "on_server_error": None, "max_attempts": None, "lead_max_age_seconds": None,
+        "leads": EMPTY_STATES | {"queued": 1},
     }  # fmt: skip
     assert (second["id"], second["state"], second["hold_kind"], second["reason"]) == (
         "a-second", "held", "outage", "down",
     )  # fmt: skip
     assert (second["stopped_at"], second["probe_at"], second["max_attempts"]) == (NOW, NOW + MINUTE, 3)
     assert second["leads"] == EMPTY_STATES | {"queued": 2}
+
+
+def test_the_status_counts_what_unclear_answers_meant(ledger: Ledger) -> None:
+    """Taken: a call came, and the lead was not sent again. After a second POST nobody knows which of them it was."""
+    take_in(ledger, *range(6))
+    take_in(ledger, 7, campaign="another")
+
+    def answered(
+        outcome: Outcome, status: int | None, state: LeadState, *, campaign: str = CAMPAIGN, now: Any = NOW
+    ) -> uuid.UUID:
+        (claim,) = ledger.leads.claim(campaign, 1, lease=MINUTE, now=now)
+        settlement = Settlement(make_answer(claim, outcome, http_status=status), state, now + MINUTE, 1)
+        ledger.leads.record(Campaign(campaign), [settlement], probe_after=MINUTE, now=now)
+        return claim.lead_id
+
+    taken = answered(Outcome.FAILED, 500, LeadState.UNCERTAIN)
+    answered(Outcome.FAILED, 500, LeadState.UNCERTAIN)
+    silent = answered(Outcome.UNCERTAIN, None, LeadState.UNCERTAIN)
+    accepted = answered(Outcome.ACCEPTED, 200, LeadState.SUBMITTED)
+    answered(Outcome.REJECTED, 422, LeadState.REJECTED)
+    answered(Outcome.FAILED, 500, LeadState.UNCERTAIN, campaign="another")
+    again = answered(Outcome.BUSY, 503, LeadState.QUEUED)
+    assert answered(Outcome.ACCEPTED, 201, LeadState.SUBMITTED, now=NOW + 2 * MINUTE) == again
+    for number, lead in enumerate((taken, silent, accepted, again)):
+        call_back(ledger, f"sid-{number}", lead)
+    expected = [
+        {"http_status": None, "posts": 1, "taken": 1, "sent_again": 0},
+        {"http_status": 500, "posts": 2, "taken": 1, "sent_again": 0},
+        {"http_status": 503, "posts": 1, "taken": 0, "sent_again": 1},
+    ]
+
+    def found(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(answers, key=lambda one: one["http_status"] or 0)
+
+    assert found(ledger.reports.campaign(CAMPAIGN, now=NOW)["unclear_answers"]) == expected
+    expected[1]["posts"] += 1
+    assert found(ledger.reports.unclear_answers()) == expected
+    assert found(ledger.reports.status(now=NOW)["unclear_answers"]) == expected
 
 
 def test_the_status_counts_calls_and_events(ledger: Ledger) -> None:

@@ -102,7 +102,7 @@ def test_adding_takes_queued_leads_out_and_no_others(ledger: Ledger) -> None:
     assert {one["reason"] for one in ledger.suppressions.listed(limit=9)} == {"asked not to be called"}
 
 
-@pytest.mark.parametrize("outcome", [Outcome.THROTTLED, Outcome.FAILED, Outcome.NOT_SENT])
+@pytest.mark.parametrize("outcome", [Outcome.THROTTLED, Outcome.BUSY, Outcome.NOT_SENT])
 def test_a_lead_that_was_out_is_not_sent_again_when_it_comes_back(ledger: Ledger, outcome: Outcome) -> None:
     take_in(ledger, make_lead(1), make_lead(2))
     out = claim(ledger)

@@ -38,8 +38,8 @@ ID = "68ecc93cd9fbecbe9431a2a1"
     [
         (Outcome.ACCEPTED, [200, 201, 202, 204, 206, 299]),
         (Outcome.THROTTLED, [429]),
-        (Outcome.BUSY, [421, 425, 503]),
-        (Outcome.FAILED, [500, 501, 505, 507, 511, 521, 522, 523, 529, 597]),
+        (Outcome.BUSY, [421, 425, 503, 509, 529]),
+        (Outcome.FAILED, [500, 501, 505, 507, 511, 521, 522, 523, 530, 597]),
         (Outcome.UNCERTAIN, [408, 502, 504, 520, 524, 598, 599]),
         (Outcome.REFUSED_KEY, [401, 403]),
         (Outcome.REFUSED_CAMPAIGN, [404, 300, 301, 302, 303, 304, 307, 308, 399]),
@@ -58,10 +58,10 @@ def test_every_status_lands_in_one_outcome():
         Outcome.REFUSED_CAMPAIGN: 101,  # 3xx and 404
         Outcome.REFUSED_KEY: 2,
         Outcome.THROTTLED: 1,
-        Outcome.BUSY: 3,  # 421, 425, 503
+        Outcome.BUSY: 5,  # 421, 425, 503, 509, 529
         Outcome.UNCERTAIN: 7,
         Outcome.REJECTED: 100 - 7,  # without 401, 403, 404, 408, 421, 425, 429
-        Outcome.FAILED: 100 - 7,  # without 502, 503, 504, 520, 524, 598, 599
+        Outcome.FAILED: 100 - 9,  # without 502, 503, 504, 509, 520, 524, 529, 598, 599
     }
 
 

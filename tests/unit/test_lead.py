@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
@@ -225,7 +226,7 @@ def test_another_campaign_or_key_is_another_lead() -> None:
         (Outcome.NOT_SENT, LeadState.QUEUED, 1),
         (Outcome.THROTTLED, LeadState.QUEUED, 0),
         (Outcome.BUSY, LeadState.QUEUED, 1),
-        (Outcome.FAILED, LeadState.QUEUED, 1),
+        (Outcome.FAILED, LeadState.UNCERTAIN, 1),
         (Outcome.UNCERTAIN, LeadState.UNCERTAIN, 1),
         (Outcome.REFUSED_KEY, LeadState.QUEUED, 0),
         (Outcome.REFUSED_CAMPAIGN, LeadState.QUEUED, 0),
@@ -243,7 +244,7 @@ def test_every_outcome_makes_of_a_lead_what_the_design_says(outcome: Outcome, st
 def test_the_last_attempt_exhausts_a_lead_only_where_the_outcome_costs_one(outcome: Outcome) -> None:
     answer = make_answer(make_claim(attempts=7, lead_expires_at=NOW + DAY), outcome)
     settled = settle(answer, RETRY, now=NOW, jitter=Draws(0.5))
-    spent = {Outcome.NOT_SENT, Outcome.BUSY, Outcome.FAILED}
+    spent = {Outcome.NOT_SENT, Outcome.BUSY}
     assert (settled.state is LeadState.EXHAUSTED) == (outcome in spent)
 
 
@@ -266,13 +267,26 @@ def test_a_lead_waits_for_the_longer_of_retry_after_and_backoff(
     assert (settled.state, settled.due_at) == (LeadState.QUEUED, NOW + timedelta(seconds=wait))
 
 
-@pytest.mark.parametrize("outcome", [Outcome.NOT_SENT, Outcome.BUSY, Outcome.FAILED])
+@pytest.mark.parametrize("outcome", [Outcome.NOT_SENT, Outcome.BUSY])
 def test_a_probe_that_learns_that_the_outage_lasts_costs_no_attempt(outcome: Outcome) -> None:
     """Else an outage of an hour would exhaust the last lead of a campaign, which probes again and again."""
     answer = make_answer(make_claim(attempts=RETRY.max_attempts - 1), outcome)
     probed = settle(answer, RETRY, now=NOW, jitter=Draws(0.5), probe=True)
     assert (probed.state, probed.attempts) == (LeadState.QUEUED, RETRY.max_attempts - 1)
     assert settle(answer, RETRY, now=NOW, jitter=Draws(0.5)).state is LeadState.EXHAUSTED
+
+
+def test_a_server_error_is_tried_again_only_where_the_company_says_so() -> None:
+    retry = replace(RETRY, after_server_error=True)
+    answer = make_answer(make_claim(attempts=6, lead_expires_at=NOW + DAY), Outcome.FAILED)
+    last = make_answer(make_claim(attempts=7, lead_expires_at=NOW + DAY), Outcome.FAILED)
+    assert settle(answer, RETRY, now=NOW, jitter=Draws(0.5)).state is LeadState.UNCERTAIN
+    assert settle(answer, retry, now=NOW, jitter=Draws(0.5)).state is LeadState.QUEUED
+    assert settle(last, retry, now=NOW, jitter=Draws(0.5)).state is LeadState.EXHAUSTED
+    probed = settle(last, retry, now=NOW, jitter=Draws(0.5), probe=True)
+    assert (probed.state, probed.attempts) == (LeadState.QUEUED, 7)
+    probed = settle(last, RETRY, now=NOW, jitter=Draws(0.5), probe=True)
+    assert (probed.state, probed.attempts) == (LeadState.UNCERTAIN, 8)
 
 
 @pytest.mark.parametrize(("age", "state"), [(60, LeadState.EXPIRED), (61, LeadState.QUEUED)])

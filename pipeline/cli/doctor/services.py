@@ -14,7 +14,7 @@ from pipeline.ledger import Ledger, SchemaMismatch, ledger_is_at_fault
 from pipeline.settings import Settings, SettingsError
 from pipeline.status.attention import Attention, of_ledger, of_processes
 from pipeline.status.snapshot import Snapshot
-from pipeline.status.text import count, first_line, span
+from pipeline.status.text import count, first_line, span, unclear
 
 _WARN_SECONDS, _FAIL_SECONDS = 1.0, 5.0  # between two clocks; claims and leases allow for some seconds
 _FAULTS = ("totals_differ", "held_refused_key", "held_no_key")
@@ -103,7 +103,7 @@ def ledger(settings: Settings, clock: Callable[[], datetime]) -> Iterator[Findin
         version = found.health.version()
         hint = "; for one host, PostgreSQL for more" if found.database.is_sqlite else ""
         yield Finding("ledger", "ok", f"{found.describe()} answers ({version}{hint})")
-        yield from _tables(found)
+        yield from _tables(found, settings)
         yield from _clocks(settings, found, clock)
     except Exception as error:
         if not ledger_is_at_fault(error):
@@ -114,7 +114,7 @@ def ledger(settings: Settings, clock: Callable[[], datetime]) -> Iterator[Findin
         found.close()
 
 
-def _tables(found: Ledger) -> Iterator[Finding]:
+def _tables(found: Ledger, settings: Settings) -> Iterator[Finding]:
     current, head = found.revisions()
     try:
         found.check_schema()
@@ -135,6 +135,7 @@ def _tables(found: Ledger) -> Iterator[Finding]:
     risks = found.health.risks()
     yield Finding("durability", "warn" if risks else "ok", "; ".join(risks) or "what is written is synced to disk")
     yield from _contents(found)
+    yield _server_errors(found, settings)
 
 
 def _contents(found: Ledger) -> Iterator[Finding]:
@@ -146,6 +147,17 @@ def _contents(found: Ledger) -> Iterator[Finding]:
         yield Finding(check or "campaigns", "fail" if one.code in _FAULTS else "warn", text)
     if not any(one.can_resume for one in items):
         yield Finding("campaigns", "ok", "none is held")
+
+
+def _server_errors(found: Ledger, settings: Settings) -> Finding:
+    """What an answer that proves nothing meant up to now, beside what the settings make of it."""
+    seen = found.reports.unclear_answers()
+    taken = sum(one["taken"] for one in seen if (one["http_status"] or 0) >= 500)
+    text = "; ".join(map(unclear, seen)) or "every answer was clear up to now"
+    if taken and settings.on_server_error == "retry":
+        text = f"ON_SERVER_ERROR=retry, but Futwork had taken leads: {text}; set it to uncertain"
+        return Finding("answers", "warn", text)
+    return Finding("answers", "ok", f"ON_SERVER_ERROR={settings.on_server_error}; {text}")
 
 
 def _clocks(settings: Settings, found: Ledger | None, clock: Callable[[], datetime]) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from pipeline.ledger.reports.rows import (
     lead_row,
     orphan_row,
 )
+from pipeline.ledger.reports.unclear import unclear_answers
 from pipeline.ledger.tables import attempts, batches, call_events, calls, campaigns, leads, quarantine
 
 
@@ -55,6 +56,7 @@ class Reports:
                 campaign_row(row) | {"leads": every_state(by_campaign.get(row.id, {}))}
                 for row in connection.execute(sa.select(campaigns).order_by(campaigns.c.id))
             ]
+            unclear = unclear_answers(connection)
             by_outcome: dict[str, int] = counts(
                 connection.execute(
                     sa.select(calls.c.outcome, sa.func.count()).where(calls.c.is_final).group_by(calls.c.outcome)
@@ -89,6 +91,7 @@ class Reports:
             "campaigns": listed,
             "calls": {"total": total, "open": open_calls, **by_outcome},
             "events": events,
+            "unclear_answers": unclear,
             "oldest_due_seconds": age(oldest_due, now),
             "oldest_uncertain_seconds": age(oldest_uncertain, now),
         }
@@ -111,6 +114,11 @@ class Reports:
         """The leads that match, newest first, from *after* on, at once also among millions."""
         with self._db.one_moment() as connection:
             return list_leads(connection, which, limit=limit, after=after)
+
+    def unclear_answers(self) -> list[dict[str, Any]]:
+        """By HTTP status: the POSTs whose answer proved nothing, and how many of them were taken."""
+        with self._db.read() as connection:
+            return unclear_answers(connection)
 
     def orphan(self, call_sid: str) -> dict[str, Any] | None:
         """One call without a lead, with its details, or None."""

@@ -11,6 +11,7 @@ from pipeline.domain.lead import LeadState
 from pipeline.ledger import rollups
 from pipeline.ledger.reports.overview import MINUTES, RECENT, no_uncertain, uncertain_by_campaign
 from pipeline.ledger.reports.rows import age, campaign_row, every_state, state_is
+from pipeline.ledger.reports.unclear import unclear_answers
 from pipeline.ledger.tables import calls, campaigns, leads
 
 _SAMPLE = 300  # leads whose waits are looked at: the newest, so that the figure is of now
@@ -21,6 +22,7 @@ def campaign_report(connection: sa.Connection, campaign_id: str, *, now: datetim
     """What the campaign's page shows, or None if there is no such campaign.
 
     Beside what `overview` has of it: `minutes` as there, `dispositions` by number, `rest` (how many did not fit in),
+    `unclear_answers` as `pipeline.ledger.reports.unclear` has them,
     `waits` with the median and the 95th percentile in seconds until submission and until the first event of a call, and
     `left` with the leads that still go out and how many seconds they take at the pace of the last ten minutes.
     """
@@ -55,6 +57,7 @@ def campaign_report(connection: sa.Connection, campaign_id: str, *, now: datetim
             for minute in range(first, first + MINUTES)
         ],
         "uncertain": uncertain_by_campaign(connection, now).get(campaign_id, no_uncertain()),
+        "unclear_answers": unclear_answers(connection, campaign=campaign_id),
         "oldest_due_seconds": age(connection.scalar(oldest), now),
         "waits": _waits(connection, campaign_id),
         "per_minute": recent / RECENT,

@@ -44,6 +44,7 @@ def campaign_row(row: Any) -> dict[str, Any]:
         "rate": row.rate,
         "on_uncertain": row.on_uncertain,
         "uncertain_after_seconds": row.uncertain_after_seconds,
+        "on_server_error": row.on_server_error,
         "max_attempts": row.max_attempts,
         "lead_max_age_seconds": row.lead_max_age_seconds,
     }

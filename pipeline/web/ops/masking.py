@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from pipeline.status.text import count, span
+from pipeline.status.text import count, span, unclear
 
 
 def time_of(moment: datetime | None) -> str:
@@ -45,6 +45,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "short_time": short_time,
     "iso": iso,
     "span": span,
+    "unclear": unclear,
     "number": number,
     "share": share,
     "words": words,

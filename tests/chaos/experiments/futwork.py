@@ -30,6 +30,23 @@ def reset_after(this: Round) -> None:
 
 
 @experiment(
+    "error-after", proves="a lead whose POST was answered 500 is never sent again without proof",
+    plan=Plan(sandbox={"faults": "500=0.1"}),
+)  # fmt: skip
+def error_after(this: Round) -> None:
+    """One POST in ten is answered 500, and Futwork took the lead of every second one of these."""
+    before = this.uncertain()
+    this.feed.leads(this.size(600, 150), seconds=3)
+    this.drain()
+    failed = [entry for entry in this.rig.lines("journal") if entry["status"] == 500]
+    taken = sum(entry["accepted"] for entry in failed)
+    this.notes["500s"], this.notes["taken"] = len(failed), taken
+    this.expect(0 < taken < len(failed), "the 500s were all taken or none: the experiment proves nothing")
+    left = this.uncertain() - before
+    this.expect(left <= len(failed) - taken, f"{left} leads are uncertain, {len(failed) - taken} 500s were not taken")
+
+
+@experiment(
     "stall", proves="a read timeout is uncertain, never sent again", plan=Plan(sandbox={"faults": "stall=0.08"})
 )
 def stall(this: Round) -> None:

@@ -157,7 +157,7 @@ def _story_told(tmp_path_factory: pytest.TempPathFactory, _sqlite_migrated: Path
         rows = [make_lead(n, key=f"crm-{n}") for n in numbers]
         ledger.leads.take_in(campaign, rows, batch_id=uuid.uuid4(), max_age=timedelta(days=9000), now=NOW)
     ids = [str(lead_id(CAMPAIGN, f"crm-{n}")) for n in range(5)]
-    _record(ledger, NOW + timedelta(minutes=1), {ids[0]: Outcome.FAILED})
+    _record(ledger, NOW + timedelta(minutes=1), {ids[0]: Outcome.BUSY})
     _record(
         ledger,
         NOW + timedelta(minutes=2),

@@ -71,7 +71,7 @@ def test_show_tells_a_leads_journey_in_order(run, story, how):
         f"+919800000000, campaign {CAMPAIGN}, key crm-0",
         '{"customer_name":"Lead 0"}',
         f"{_at(0)}  Accepted",
-        f"{_at(1)}  Sent to Futwork: failed (12 ms): it was failed",
+        f"{_at(1)}  Sent to Futwork: busy (12 ms): it was busy",
         f"{_at(2)}  Sent to Futwork: accepted (12 ms)",
         f"{_at(3)}  Futwork reports: ringing",
         f"{_at(4)}  Futwork reports: completed",
@@ -92,7 +92,7 @@ def test_show_as_json_has_attempts_events_and_calls(run, story):
     told = run("show", "crm-0", "--json").json
 
     assert (told["id"], told["state"]) == (story.called, "called")
-    assert [attempt["outcome"] for attempt in told["attempts_made"]] == ["failed", "accepted"]
+    assert [attempt["outcome"] for attempt in told["attempts_made"]] == ["busy", "accepted"]
     assert [event["status"] for event in told["events"]] == ["ringing", "completed"]
     assert [turn["speaker"] for turn in told["calls"][0]["details"]["turns"]] == ["agent", "lead", "agent"]
 

@@ -114,7 +114,7 @@ def test_rejected_leads_between_accepted_ones_hold_nothing(bench):
     [
         (always("502 Bad Gateway", b""), "uncertain"),
         (hang_up, "uncertain"),
-        (always("500 Oops", b""), "queued"),
+        (always("500 Oops", b""), "uncertain"),
         (always("503 Busy", b""), "queued"),
         (None, "queued"),
     ],

@@ -40,8 +40,9 @@ NOW = (0, 5)
         (429, b"slow", "", "queued", "throttled", 0, (10, 300), None),
         (503, b"busy", "Retry-After: 1000", "queued", "busy", 1, (995, 1000), None),
         (503, b"busy", "", "queued", "busy", 1, BACKOFF, None),
-        (500, b"oops", "", "queued", "failed", 1, BACKOFF, None),
-        (501, b"oops", "", "queued", "failed", 1, BACKOFF, None),
+        (421, b"busy", "", "queued", "busy", 1, BACKOFF, None),
+        (500, b"oops", "", "uncertain", "failed", 1, NOW, None),
+        (501, b"oops", "", "uncertain", "failed", 1, NOW, None),
         (502, b"gate", "", "uncertain", "uncertain", 1, NOW, None),
         (504, b"gate", "", "uncertain", "uncertain", 1, NOW, None),
         (408, b"late", "", "uncertain", "uncertain", 1, NOW, None),
@@ -114,7 +115,7 @@ def test_a_request_that_did_not_leave_is_tried_again_later(each_bench):
 def test_a_lead_is_tried_no_more_often_than_allowed(each_bench, policy):
     bench = each_bench
     bench.take_in(**policy)
-    with raw_server(always("500 Oops", b"{}")) as server:
+    with raw_server(always("503 Busy", b"{}")) as server:
         dispatcher = bench.dispatcher(server.url, max_attempts=8 if policy else 3)
         states = []
         for _ in range(5):
@@ -123,6 +124,22 @@ def test_a_lead_is_tried_no_more_often_than_allowed(each_bench, policy):
             bench.make_due()
     assert states == ["queued", "queued", "exhausted", "exhausted", "exhausted"]
     assert len(bench.story()["attempts_made"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "policy", "state"),
+    [
+        ("uncertain", {}, "uncertain"),
+        ("retry", {}, "queued"),
+        ("uncertain", {"on_server_error": "retry"}, "queued"),
+        ("retry", {"on_server_error": "uncertain"}, "uncertain"),
+    ],
+)
+def test_a_server_error_is_what_the_settings_and_the_campaign_say(each_bench, setting, policy, state):
+    each_bench.take_in(**policy)
+    with raw_server(always("500 Oops", b"{}")) as server:
+        each_bench.dispatcher(server.url, on_server_error=setting).run(CAMPAIGN)
+    assert (each_bench.story()["state"], each_bench.story()["attempts"]) == (state, 1)
 
 
 def test_throttling_never_exhausts_a_lead(bench):
