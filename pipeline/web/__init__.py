@@ -6,7 +6,3 @@
 - `health`, `metrics`, `openapi`: what the process says about itself
 - `ops`: the status pages
 """
-
-from pipeline.extras import require
-
-require("server")

@@ -19,6 +19,13 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from pipeline.extras import MissingExtra, require
+
+try:
+    require("server")
+except MissingExtra as error:
+    sys.exit(f"pipeline: {error}")
+
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings

@@ -6,6 +6,10 @@ ledger. Everything that a request needs is built when the process first needs it
 
 from __future__ import annotations
 
+from pipeline.extras import require
+
+require("server")
+
 import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -27,7 +31,7 @@ _KEPT_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate")
 
 
 def create_app(settings: Settings) -> Flask:
-    """The WSGI app; `web.py` builds it from the environment."""
+    """The WSGI app; `wsgi` builds it from the environment."""
     app = Flask("pipeline.web", static_folder=None)
     app.config["PIPELINE"] = settings
     app.config["WEBHOOK_TOKENS"] = tuple(token.encode() for token in settings.webhook_tokens())

@@ -6,6 +6,7 @@ wheel requires with some extras, so a package that nothing requires is missing t
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -115,13 +116,28 @@ def test_the_base_package_lists_the_commands_and_says_what_they_need(base: Insta
     listed = base.run("pipeline", "--help", cwd=tmp_path)
     status = base.run("pipeline", "status", cwd=tmp_path)
     worker = base.run("python", "-m", "celery", "-A", "pipeline.worker", "worker", cwd=tmp_path)
+    web = base.run("python", "-m", "pipeline.web", cwd=tmp_path)
     imported = base.python("import pipeline.ledger", cwd=tmp_path)
 
     assert (listed.returncode, listed.stderr) == (0, "")
     assert "Show the whole journey of one lead." in listed.stdout
     assert (status.returncode, status.stdout) == (2, "")
     assert status.stderr == f"pipeline: packages are missing: run `pip install '{NAME}[server,cli]'`\n"
-    assert worker.stderr == f"pipeline: packages are missing: run `pip install '{NAME}[server]'`\n"
+    assert web.stderr == worker.stderr == f"pipeline: packages are missing: run `pip install '{NAME}[server]'`\n"
     assert imported.stderr.splitlines()[-1] == (
         f"pipeline.extras.MissingExtra: packages are missing: run `pip install '{NAME}[server]'`"
     )
+
+
+def test_workers_web_and_the_command_run_from_it(full: Installation, tmp_path):
+    """The demo starts two workers, beat and the web server; they import the code that the command imports."""
+    (tmp_path / "worker.py").write_text("raise SystemExit('the file of another program')\n")
+
+    done = full.run("pipeline", "demo", "--leads", "40", "--faults", "none", "--json", "--keep", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["accepted"], report["leads"]["called"], report["problems"]) == (39, 39, [])
+    logs = {log.stem: log.read_text() for log in tmp_path.glob("pipeline-demo-*/logs/*.log")}
+    assert {"dispatch", "records", "beat", "web", "sandbox"} <= set(logs)
+    assert [name for name, log in logs.items() if str(ROOT) in log] == []
