@@ -54,8 +54,8 @@ def main() -> None:
     _allow_connections()
     with tempfile.TemporaryDirectory(prefix="pipeline-metrics-", ignore_cleanup_errors=True) as folder:
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)  # see pipeline.web.metrics
-        came_up = Path(folder, "came-up")
-        load = partial(_load, given.app, came_up, threads=given.threads, access_log=given.access_log)
+        failed = Path(folder, "failed")
+        load = partial(_load, given.app, failed, threads=given.threads, access_log=given.access_log)
         while True:
             server = Granian(
                 given.app,
@@ -78,10 +78,10 @@ def main() -> None:
             )
             with contextlib.suppress(SystemExit):
                 server.serve(target_loader=load, wrap_loader=False)  # type: ignore[arg-type]  # RSGI takes objects too
+            if failed.exists():
+                sys.exit("pipeline: the processes of the web server do not start; the reason is above")
             if server.interrupt_signal:
                 return
-            if not came_up.exists():
-                sys.exit("pipeline: the processes of the web server do not start; the reason is above")
             log.error("web processes died repeatedly; the web server starts again")
 
 
@@ -104,18 +104,23 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _load(app: str, came_up: Path, *, threads: int, access_log: bool) -> Serving:
-    """The application that each process of the server runs."""
-    if multiprocessing.parent_process() is not None:
-        # Granian sets its own handler later; until then this process has its parent's, which does not end it.
+def _load(app: str, failed: Path, *, threads: int, access_log: bool) -> Serving:
+    """The application that each process of the server runs; an app that cannot be loaded ends the server."""
+    in_child = multiprocessing.parent_process() is not None
+    if in_child:  # Granian sets its own handler later; until then this process has its parent's, which does not end it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     module, _, name = app.partition(":")
-    found = getattr(import_module(module), name)
+    try:
+        found = getattr(import_module(module), name)
+    except BaseException:
+        failed.touch()
+        if in_child:
+            os.kill(os.getppid(), signal.SIGTERM)
+        raise
     if "PIPELINE" in getattr(found, "config", {}):
         from pipeline.web.app import keep_heartbeat
 
         keep_heartbeat(found)
-    came_up.touch()
     return Serving(found, threads=threads, access_log=access_log)
 
 
