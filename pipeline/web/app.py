@@ -14,9 +14,10 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, jsonify
+from flask import Flask, Response, current_app, jsonify, redirect, request
 from werkzeug.exceptions import HTTPException
 
+from pipeline import __version__
 from pipeline.coordination.heartbeats import HeartbeatSender
 from pipeline.observability.logs import logger
 from pipeline.settings import Settings, SettingsError
@@ -45,6 +46,7 @@ def create_app(settings: Settings) -> Flask:
         from pipeline.web import ops
 
         ops.attach(app, settings)
+    app.add_url_rule("/", "index", _index)
     app.register_error_handler(HTTPException, _explain)
     app.register_error_handler(Exception, _fail)
     if not app.config["WEBHOOK_TOKENS"]:
@@ -90,9 +92,27 @@ def _guarded(serve: WSGIApplication) -> WSGIApplication:
     return guarded
 
 
+def _index() -> Any:
+    """What this server answers; a browser is led to the status pages if they are on."""
+    if "pipeline-ops" in current_app.extensions and request.accept_mimetypes.best == "text/html":
+        return redirect("/ops")
+    return jsonify(service="futwork-lead-pipeline", version=__version__, paths=_paths())
+
+
+def _paths() -> list[str]:
+    """Each path with its methods, such as `POST /webhooks/futwork`; of the status pages only the entry."""
+    found = {
+        f"{method} {rule.rule.replace('<', '{').replace('>', '}')}"
+        for rule in current_app.url_map.iter_rules()
+        if not rule.rule.startswith("/ops/")
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    return sorted(found, key=lambda path: path.split()[::-1])
+
+
 def _explain(error: HTTPException) -> Response:
-    """The error as JSON, with the headers that belong to it, such as a 405's `Allow`."""
-    answer = jsonify(error=error.description)
+    """The error as JSON, with the headers that belong to it, such as a 405's `Allow`; of a wrong path what exists."""
+    answer = jsonify(error=error.description, **({"paths": _paths()} if error.code in (404, 405) else {}))
     if error.response is not None:
         return answer
     plain = error.get_response()

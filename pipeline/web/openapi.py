@@ -55,6 +55,20 @@ def describe() -> dict[str, Any]:
                 "parameters": [_parameter("token", "The token itself, for a sender that can set no header.")],
                 "post": _receive("receiveEventWithTokenInPath", []),
             },
+            "/": {
+                "get": {
+                    "operationId": "index",
+                    "summary": "What this server answers; a browser is led to the status pages if they are on",
+                    "security": [],
+                    "responses": {
+                        "200": {
+                            "description": "The service, its release and its paths.",
+                            "content": {"application/json": {"schema": {"type": "object"}}},
+                        },
+                        "302": {"description": "The status pages are on, and a browser asks."},
+                    },
+                }
+            },
             "/healthz": {"get": _health("health", "Whether the process serves", [200])},
             "/readyz": {"get": _health("readiness", "Whether broker and ledger answer", [200, 503])},
             "/metrics": {

@@ -287,7 +287,7 @@ def project() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("extras", "there", "absent"),
     [
-        ([], ["pipeline.producer", "pipeline.cli.enqueue"], ["flask", "sqlalchemy", "rich", "requests", "gunicorn"]),
+        ([], ["pipeline.producer", "pipeline.cli.enqueue"], ["flask", "sqlalchemy", "rich", "requests", "granian"]),
         (
             re.search(r"^ARG EXTRAS=(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1].split(","),
             ["worker", "web", "pipeline.cli.run", "pipeline.ledger", "psycopg", "kombu.transport.redis",

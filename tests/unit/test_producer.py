@@ -299,7 +299,7 @@ def in_a_fresh_process(program: str, **environment: str) -> str:
     return done.stdout
 
 
-OF_THE_EXTRAS = {"alembic", "flask", "gunicorn", "prometheus_client", "pygal", "requests", "sqlalchemy", "werkzeug"}
+OF_THE_EXTRAS = {"alembic", "flask", "granian", "prometheus_client", "pygal", "requests", "sqlalchemy", "werkzeug"}
 
 
 def test_enqueue_needs_no_package_of_an_extra_and_none_of_the_hosts_variables() -> None:

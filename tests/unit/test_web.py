@@ -198,6 +198,7 @@ def test_only_post_is_allowed_on_the_webhook(make_client, method):
 
     assert answer.status_code == 405
     assert "POST" in answer.headers["Allow"]
+    assert method == "HEAD" or "POST /webhooks/futwork" in answer.json["paths"]
 
 
 def test_with_the_broker_away_an_event_is_on_disk_when_it_is_answered_200(make_client, broker, tmp_path):
@@ -521,12 +522,27 @@ def test_metrics_say_that_the_broker_is_away_and_how_much_is_spooled(make_client
 # Whatever is asked
 
 
-@pytest.mark.parametrize("path", ["/", "/webhooks", "/webhooks/other", "/v1/campaigns", "/v1/leads/", "/favicon.ico"])
+@pytest.mark.parametrize("path", ["/webhooks", "/webhooks/other", "/v1/campaigns", "/v1/leads/", "/favicon.ico"])
 def test_what_is_not_there_is_404_as_json(make_client, path):
     answer = make_client().get(path)
 
     assert (answer.status_code, answer.mimetype) == (404, "application/json")
     assert answer.json["error"]
+    assert "POST /webhooks/futwork" in answer.json["paths"]
+
+
+def test_the_root_says_what_exists_and_leads_a_browser_to_the_pages(make_client):
+    plain = make_client().get("/", headers={"Accept": "text/html"})
+    assert (plain.status_code, plain.json["service"]) == (200, "futwork-lead-pipeline")
+    assert {"GET /healthz", "POST /webhooks/futwork", "POST /v1/campaigns/{campaign_id}/leads"} <= set(
+        plain.json["paths"]
+    )
+
+    user = f"ana:scrypt.16384.8.1.abcdefgh.{'0' * 128}"
+    with_pages = make_client(ops_users=user, ops_secret="s" * 40)
+    led = with_pages.get("/", headers={"Accept": "text/html,application/xhtml+xml"})
+    assert (led.status_code, led.headers["Location"]) == (302, "/ops")
+    assert with_pages.get("/", headers={"Accept": "application/json"}).json["version"]
 
 
 def test_a_fault_of_ours_is_500_as_json_without_its_text(make_client, broker):
