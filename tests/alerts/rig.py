@@ -75,7 +75,7 @@ class Rig:
         if name == "web":
             until(lambda: answers(f"{self.web}/healthz"), what=lambda: self._parts["web"].log)
         elif name != "beat":
-            self._parts[name].says("ready.", seconds=90)
+            self._parts[name].says("ready.")
 
     def stop(self, name: str) -> None:
         """End a part."""

@@ -18,7 +18,7 @@ from tests.conftest import missing
 TOGETHER = [
     ("dispatch-child", "records-child", "dispatch-worker", "records-worker", "two-beats", "many-dispatchers"),
     ("postgres-restart", "postgres-cut", "orphans", "early-webhooks", "wild-webhooks", "storm"),
-    ("reset-after", "stall", "throttled", "flapping", "holds", "quick-stop"),
+    ("reset-after", "error-after", "stall", "throttled", "flapping", "holds", "quick-stop"),
     ("frozen-machine", "mixed-versions", "web-worker", "web-master", "warm-stop", "clock-skew"),
     ("valkey-kill", "broker-away", "valkey-wipe"),
     ("spool-full", "valkey-kill-always", "poison"),

@@ -449,4 +449,4 @@ def test_no_orphans_say_so_beside_the_data(events: Events, ledger: Ledger, monke
     events.take_in([told()])
     monkeypatch.setenv("DATABASE_URL", ledger.database.url.render_as_string(hide_password=False))
     shown = CliRunner().invoke(events_group, ["orphans"])
-    assert (shown.exit_code, shown.stdout, shown.stderr) == (0, "", "every call has its lead\n")
+    assert (shown.exit_code, shown.stdout, shown.stderr) == (0, "", "every call has a lead\n")

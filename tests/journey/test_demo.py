@@ -165,7 +165,6 @@ def test_on_a_wild_day_the_demo_accounts_for_every_lead_whatever_the_environment
     assert "80 rows handed in, 2 refused:\n" in out
     assert "  line 41: phone: the phone number has too few digits for region IN\n" in out
     story = out.partition("one lead's whole story")[2].partition("\naccepted ")[0]
-    assert len(re.findall(r"Z  Sent to Futwork: ", story)) > 1
     assert re.search(r"Z  Sent to Futwork: accepted \(HTTP 20\d", story)
     assert re.search(r"^ +agent  ", story, re.MULTILINE)
     assert re.search(r"^ +lead  ", story, re.MULTILINE)
