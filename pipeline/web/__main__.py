@@ -112,7 +112,9 @@ def _load(app: str, failed: Path, *, threads: int, access_log: bool) -> Serving:
     module, _, name = app.partition(":")
     try:
         found = getattr(import_module(module), name)
-    except BaseException:
+    except BaseException as error:
+        # At once: the parent, told to end, ends this process before Python prints the exception.
+        log.error("the web app cannot be loaded", error=f"{type(error).__name__}: {error}")  # noqa: TRY400 - it follows
         failed.touch()
         if in_child:
             os.kill(os.getppid(), signal.SIGTERM)
