@@ -1,4 +1,4 @@
-"""The audit log: which person did what, written in the transaction of the deed, so that neither is there alone."""
+"""The audit log: which person did what, written in the transaction of the change, so that neither exists alone."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Audit:
         self._db = database
 
     def begin(self, by: Actor, action: str, *, details: Mapping[str, object] | None = None, now: datetime) -> int:
-        """Note a deed of several transactions before its first, and return the entry's number for `end`."""
+        """Record an action of several transactions before its first; return the entry's number for `end`."""
         with self._db.write() as connection:
             return note(connection, by, action, details=details, now=now) or 0
 
     def end(self, number: int, *, changed: int) -> None:
-        """Note how much the deed changed."""
+        """Record how much the action changed."""
         with self._db.write() as connection:
             connection.execute(sa.update(audit).where(audit.c.id == number).values(changed=changed))
 
@@ -50,7 +50,7 @@ class Audit:
         campaign: str | None = None,
         lead: uuid.UUID | None = None,
     ) -> list[dict[str, Any]]:
-        """What was done, newest first; *before* is the number of an entry to go on from."""
+        """What was done, newest first; *before* is the number of the entry to continue after."""
         query = sa.select(audit).order_by(audit.c.id.desc()).limit(limit)
         if before is not None:
             query = query.where(audit.c.id < before)
@@ -65,8 +65,8 @@ class Audit:
 def interventions(connection: sa.Connection, lead: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What operators did to a lead, oldest first; *lead* is in the shape of `reports.rows.lead_row`.
 
-    A change of many leads is noted with its filter and not with each lead. One whose filter fits the lead is among
-    them; `is_certain` says whether the lead was changed in that very moment, or may only have been.
+    A change of many leads is recorded with its filter and not with each lead. One whose filter matches the lead is
+    included; `is_certain` says whether the lead was changed at exactly that time, or only may have been.
     """
     id_ = uuid.UUID(lead["id"])
     owned = sa.or_(audit.c.campaign_id.is_(None), audit.c.campaign_id == lead["campaign_id"])
@@ -82,7 +82,7 @@ def interventions(connection: sa.Connection, lead: Mapping[str, Any]) -> list[di
 
 
 def _fits(named: Mapping[str, Any], lead: Mapping[str, Any]) -> bool:
-    """Whether a noted `LeadFilter` fits a lead by what never changes of it."""
+    """Whether a recorded `LeadFilter` matches a lead, by the fields of a lead that never change."""
     after, before = named.get("accepted_after"), named.get("accepted_before")
     return (
         lead["id"] in named.get("ids", [lead["id"]])
@@ -119,7 +119,7 @@ def note(
     details: Mapping[str, object] | None = None,
     changed: int | None = None,
 ) -> int | None:
-    """Write an entry as a part of the caller's transaction, and return its number; nothing where nobody is named."""
+    """Write an entry as a part of the caller's transaction, and return its number; without an actor write nothing."""
     if by is None:
         return None
     row = connection.execute(

@@ -2,7 +2,7 @@
 
 Everything else in the ledger is written once. A *reading* connection never blocks a writer; a *writing* one is a
 transaction that commits at the end of its block. On SQLite it begins with `BEGIN IMMEDIATE`, so that two writers queue
-up instead of failing when both turn from readers into writers.
+up instead of failing when both begin as readers and then write.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.extras import require
 from pipeline.ledger import postgres
 
 _SQLITE_BUSY_MS = 15_000  # how long a writer waits for another; a batch of ours takes a few milliseconds
-_ASK_TIME_SECONDS = 10.0  # between two looks at the database's clock
+_ASK_TIME_SECONDS = 10.0  # between two questions for the database's time
 CLOCKS_APART = timedelta(minutes=5)
 """How far ahead a time may be that was written a moment ago; further, and the clock was set back since."""
 
@@ -72,14 +72,14 @@ class Database:
         self.engine = _create_engine(self.url, statement_seconds)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._asked_at: float | None = None
-        self._told = datetime.min.replace(tzinfo=UTC)
+        self._known_time = datetime.min.replace(tzinfo=UTC)
 
     def now(self) -> datetime:
         """The time by the database's clock, by which every due time, claim and probe in it is measured.
 
-        Machines disagree about the time, and their clocks jump; whoever asks here gets the one answer. It is asked for
-        now and then and counted on by this machine's steady clock in between, also while the database is away. SQLite
-        has no clock but that of its machine.
+        Machines disagree about the time, and their clocks jump; every caller gets the same answer here. The database is
+        asked every ten seconds. In between, and while it is away, this machine's steady clock counts on. SQLite has no
+        clock but that of its machine.
         """
         if self.is_sqlite:
             return datetime.now(UTC)
@@ -87,14 +87,14 @@ class Database:
         if self._asked_at is None or steady - self._asked_at >= _ASK_TIME_SECONDS:
             try:
                 with self.read() as connection:
-                    told = connection.scalar(sa.text("SELECT clock_timestamp()"))
+                    found = connection.scalar(sa.text("SELECT clock_timestamp()"))
             except sa.exc.SQLAlchemyError:
                 if self._asked_at is None:
                     return datetime.now(UTC)  # whatever is to be done with it fails too
             else:
-                self._told, self._asked_at = told, time.monotonic()
+                self._known_time, self._asked_at = found, time.monotonic()
         assert self._asked_at is not None
-        return self._told + timedelta(seconds=time.monotonic() - self._asked_at)
+        return self._known_time + timedelta(seconds=time.monotonic() - self._asked_at)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:

@@ -1,6 +1,6 @@
-"""Which leads a command means, and what an operator may do to all of them at once.
+"""Which leads a command selects, and what an operator may do to all of them at once.
 
-A bulk change takes a filter and refuses an empty one, so that nobody cancels a million leads by leaving a word out.
+A bulk change takes a filter and refuses an empty one, so that a forgotten word cancels no million leads.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Interventions:
     def retry(
         self, which: LeadFilter, *, max_age: timedelta, now: datetime, dry_run: bool = False, by: Actor | None = None
     ) -> int:
-        """Queue leads that ended without a call again, with fresh attempts and a fresh age.
+        """Queue leads again that ended without a call, with no attempts and a new age.
 
         They keep the token of their last claim: it says that they may have been sent, and so may yet be called for it.
         """
@@ -151,7 +151,7 @@ class Interventions:
         if which.is_empty:
             raise EmptyFilter(EmptyFilter.__doc__)
         where = [*which.where(), leads.c.state.in_(states)]
-        if values["state"] is LeadState.QUEUED:  # who must not be called is left as it is, and not counted
+        if values["state"] is LeadState.QUEUED:  # a lead on the do-not-call list is left as it is, and not counted
             where.append(why_suppressed(leads.c.phone, leads.c.campaign_id).is_(None))
         if dry_run:
             with self._db.read() as connection:
@@ -159,7 +159,7 @@ class Interventions:
         with self._db.write() as connection:
             if not self._db.is_sqlite:
                 connection.execute(sa.text("SET LOCAL statement_timeout = 0"))  # a million leads take minutes
-                # Locked in the order of their ids, as a record and a merge do: none waits for another in a circle.
+                # Locked in the order of their ids, as a record and a merge do, so that there is no deadlock.
                 ordered = sa.select(leads.c.id).where(*where).order_by(leads.c.id).with_for_update(key_share=True)
                 connection.execute(sa.select(sa.func.count()).select_from(ordered.subquery()))
             if fresh_age is None:

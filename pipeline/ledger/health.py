@@ -1,4 +1,4 @@
-"""What can be wrong with the database itself: what is missing in it, its clock, how carefully it writes."""
+"""What can be wrong with the database itself: missing parts, its clock, settings that may lose data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Health:
         return f"{'SQLite' if self._db.is_sqlite else 'PostgreSQL'} {found}"
 
     def clock(self) -> datetime:
-        """What time it is for the database; for SQLite that is this host's."""
+        """The time by the database's clock; for SQLite that is this host's."""
         if self._db.is_sqlite:
             return datetime.now(UTC)
         with self._db.read() as connection:
@@ -36,7 +36,7 @@ class Health:
         return found.astimezone(UTC)
 
     def missing(self) -> list[str]:
-        """The tables, columns, indexes and triggers that the code counts on and the database has not."""
+        """The tables, columns, indexes and triggers that the code needs and the database lacks."""
         with self._db.read() as connection:
             inspector = sa.inspect(connection)
             there, gone = set(inspector.get_table_names()), []
@@ -55,7 +55,7 @@ class Health:
         return sorted(gone)
 
     def risks(self) -> list[str]:
-        """Settings of the database under which it may lose what it said is written, or turn us away."""
+        """Settings of the database under which it may lose what it confirmed, or refuse connections."""
         if self._db.is_sqlite:
             return []
         found = []

@@ -1,8 +1,9 @@
-"""Counts that stand ready: leads by state, calls by outcome, submissions by minute, without counting a million rows.
+"""Counts kept up to date: leads by state, calls by outcome, submissions by minute, without counting a million rows.
 
 Triggers keep them in the transactions that change what is counted (the migration 0002 has them), so they are right at
-every moment, whatever writes. On PostgreSQL each transaction adds rows of its own and waits for nobody; `fold` adds
-those up. They prove nothing by themselves: `verify` holds them against the rows, and `Reports.status` never uses them.
+every moment, whatever writes. On PostgreSQL each transaction adds rows of its own and waits for no other; `compact`
+adds those up. They prove nothing by themselves: `verify` compares them with the rows, and `Reports.status` does not
+use them.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from pipeline.ledger.database import Database
 from pipeline.ledger.tables import batches, leads, recounts, tallies
 
 EVER = 0
-"""The minute under which everything is counted since ever."""
+"""The minute under which the totals are counted."""
 
 KEPT = timedelta(days=8)
 """How long counts by minute are kept: a week to compare with, and a day to do it."""
 
 _COMPACTED_AT_ONCE = 20_000  # rows; adding them up takes some fifty milliseconds
-_LOCK = 727276  # PostgreSQL's advisory lock of the fold: one at a time
+_LOCK = 727276  # PostgreSQL's advisory lock of `compact`: one at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +39,29 @@ class Recount:
 
 
 class Rollups:
-    """The statements on the counts. Each method is one transaction, or several that each stand for themselves."""
+    """The statements on the counts. Each method is one transaction, or several that are complete in themselves."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
 
     def compact(self, *, now: datetime) -> int:
-        """Add up the rows that transactions left, drop minutes that are too old, and return how many rows were folded.
+        """Add up the rows that transactions left and drop minutes that are too old; return how many rows were added up.
 
         Safe at any time and from several hosts; without it the counts stay right and reading them grows slower.
         """
-        folded = 0
+        added_up = 0
         if not self._db.is_sqlite:
             while (some := self._compact_some()) == _COMPACTED_AT_ONCE:
-                folded += some
-            folded += some
+                added_up += some
+            added_up += some
         oldest = minute_of(now - KEPT)
         with self._db.read() as connection:
             stale = sa.select(tallies.c.minute).where(tallies.c.minute > EVER, tallies.c.minute < oldest).limit(1)
             if connection.scalar(stale) is None:
-                return folded
+                return added_up
         with self._db.write() as connection:
             connection.execute(sa.delete(tallies).where(tallies.c.minute > EVER, tallies.c.minute < oldest))
-        return folded
+        return added_up
 
     def _compact_some(self) -> int:
         keys = [tallies.c.minute, tallies.c.campaign_id, tallies.c.name]
@@ -80,22 +81,22 @@ class Rollups:
         counted = sa.select(sa.func.count()).select_from(some.subquery())
         with self._db.write() as connection:
             if not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK))):
-                return 0  # another host folds
+                return 0  # another host compacts
             found = connection.scalar(counted) or 0
             if found:
                 connection.execute(upsert)
         return found
 
     def verified_at(self) -> datetime | None:
-        """When the tallies were last held against the leads."""
+        """When the tallies were last compared with the leads."""
         with self._db.read() as connection:
             return connection.scalar(sa.select(recounts.c.at).order_by(recounts.c.at.desc()).limit(1))
 
     def verify(self, *, now: datetime) -> Recount:
-        """Count every lead and batch, hold the tallies against them, and put right those that differ.
+        """Count every lead and batch, compare the tallies with them, and correct those that differ.
 
-        Everything is read at one moment, and what is put right is the difference, so that what happens meanwhile stays
-        counted. A difference is a bug or a hand in the database: it is kept in `recounts` for a person to see.
+        Everything is read at one moment, and the difference is added, so that what happens meanwhile stays counted. A
+        difference is a bug or a change by hand: it is kept in `recounts` for a person to see.
         """
         started = time.monotonic()
         with self._db.one_moment() as connection:
@@ -154,7 +155,7 @@ class Rollups:
 
 
 def read(connection: sa.Connection, *, campaign: str | None = None) -> dict[tuple[str, str], int]:
-    """Every count since ever, by campaign and name, those of nought left out."""
+    """Every total count by campaign and name, without those that are zero."""
     query = sa.select(tallies.c.campaign_id, tallies.c.name, sa.func.sum(tallies.c.n).label("n"))
     query = query.where(tallies.c.minute == EVER).group_by(tallies.c.campaign_id, tallies.c.name)
     if campaign is not None:

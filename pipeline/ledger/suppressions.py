@@ -1,9 +1,9 @@
-"""The do-not-call list: numbers that nobody may be called under, in every campaign or in one.
+"""The do-not-call list: numbers that must not be called, in every campaign or in one.
 
-Three places look at it. Intake takes a lead whose number is on it in as `suppressed`. `add` moves the leads that are
-queued already. And the claim looks again, in its own statement: whatever puts a lead into `queued` at the moment at
-which its number is added (a batch, an answer that lets it try again, an operator's retry) need not know of the list,
-because nothing is posted that was not claimed. A claim that began before `add` committed counts as out already.
+Three places read it. Intake takes in a lead whose number is on it as `suppressed`. `add` moves the leads that are
+queued already. The claim reads it again, in its own statement: what puts a lead into `queued` while its number is
+being added (a batch, an answer after which it is tried again, an operator's retry) need not know the list, because
+nothing is posted that was not claimed. A claim that began before `add` committed counts as sent already.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Suppressed:
 
 
 def why_suppressed(phone: sa.ColumnElement[str], campaign_id: Any) -> sa.ScalarSelect[str]:
-    """The reason of the entry that a number has for a campaign, or null: one look at the list's key a row.
+    """The reason of the entry that a number has for a campaign, or null: one lookup in the list's key for each row.
 
     As a value and with a limit, not as EXISTS: PostgreSQL would turn that into a join, and might read the whole list
     for a claim of a hundred leads.

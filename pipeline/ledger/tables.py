@@ -189,7 +189,7 @@ suppressions = sa.Table(
     sa.Column("source", sa.Text, nullable=False, comment="who or which file put it here"),
     sa.Column("since", UtcDateTime, nullable=False),
 )
-"""Numbers that nobody may be called under; no foreign key, because a number may be listed before its campaign is."""
+"""Numbers that must not be called; no foreign key, because a number may be listed before its campaign is."""
 
 quarantine = sa.Table(
     "quarantine",
@@ -229,7 +229,7 @@ recounts = sa.Table(
     sa.Column("leads", sa.BigInteger, nullable=False, comment="by the leads, every one counted"),
     sa.Column("differences", sa.Text, nullable=False, comment="tallies that were wrong, and by how much, as JSON"),
 )
-"""One row each time the tallies were held against what they count."""
+"""One row each time the tallies were compared with what they count."""
 
 audit = sa.Table(
     "audit",
@@ -246,4 +246,4 @@ audit = sa.Table(
     sa.Index("ix_audit_campaign_id", "campaign_id", "id"),
     sa.Index("ix_audit_lead_id", "lead_id", "id"),
 )
-"""What people did, each row written in the transaction of the deed."""
+"""What people did, each row written in the transaction of the change."""

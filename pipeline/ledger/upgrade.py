@@ -1,8 +1,8 @@
 """Brings the database's tables to a release while other releases work on them.
 
-A migration changes nothing under a worker's feet that is not there for both releases (expand, then contract; see
-`docs/operations.md`). What is left are its locks. One that waits for a long transaction makes everybody behind it wait
-as well, so on PostgreSQL a migration waits for two seconds, gives way, and tries again.
+A migration leaves the tables usable for both releases (expand, then contract; see `docs/operations.md`). What is left
+are its locks. A lock request that waits for a long transaction makes every later one wait as well, so on PostgreSQL a
+migration waits for two seconds, gives way, and tries again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ log = logger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-_ONE_AT_A_TIME = 727274  # PostgreSQL's advisory lock of whoever migrates
-_PATIENCE_SECONDS = 600.0  # until it is an operator's turn to end the transaction that is in the way
+_ONE_AT_A_TIME = 727274  # PostgreSQL's advisory lock of the process that migrates
+_PATIENCE_SECONDS = 600.0  # then an operator must end the transaction that is in the way
 _LONGEST_PAUSE_SECONDS = 5.0
 _IN_THE_WAY = ("55P03", "40P01")  # lock_not_available, deadlock_detected
 
@@ -89,10 +89,10 @@ def _apply(config: object, connection: sa.Connection, revision: str) -> None:
 
 @contextmanager
 def _alone(database: Database, deadline: float) -> Iterator[sa.Connection]:
-    """A connection that holds the lock of whoever migrates, with a short patience for every other lock.
+    """A connection that holds the migration lock and waits only briefly for every other lock.
 
-    The lock is asked for again and again instead of waited for: an index that is built concurrently waits for every
-    statement that runs, so a statement that waits for us in turn would be a deadlock.
+    The lock is requested again and again instead of waited for: an index that is built concurrently waits for every
+    running statement, so another migration's statement that waits for ours would be a deadlock.
     """
     with database.engine.connect() as connection:
         try:

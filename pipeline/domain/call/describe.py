@@ -18,7 +18,7 @@ from pipeline.domain.call.values import first_text, is_blank, object_of, phone_o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What happened on one call, as far as its events tell."""
+    """What happened on one call, as far as its events say."""
 
     call_sid: str
     futwork_lead_id: str | None
@@ -44,7 +44,7 @@ class Call:
     transcript: str | None
     turns: tuple[Utterance, ...]
     word_count: int
-    """Words in all turns, parted by white space, without labels."""
+    """Words in all utterances, separated by white space, without labels."""
     lead_word_count: int
     lead_talk_share: float | None
     """The lead's part of the words, 0 to 1; None if the transcript doesn't say who spoke."""
@@ -58,7 +58,7 @@ class Call:
 
 
 def describe(merged: dict[str, Any], *, default_region: str = "IN") -> Call:
-    """Return the call that a payload from `merge` tells of.
+    """Return the call that a payload from `merge` describes.
 
     Values that can't be read are None here and stay in the payload; nothing is raised for them. *default_region* says
     what a phone number without a country code means, and on whose clock a callback time without a zone is.
@@ -72,8 +72,8 @@ def describe(merged: dict[str, Any], *, default_region: str = "IN") -> Call:
     disposition = normalise_disposition(disposition_raw)
     duration_seconds = _seconds(_either(telephony, merged, "duration"))
     transcript = transcript_text(merged.get("transcript"))
-    turns = read_transcript(transcript) if transcript else ()
-    word_count, lead_word_count, lead_talk_share = _words(turns)
+    utterances = read_transcript(transcript) if transcript else ()
+    word_count, lead_word_count, lead_talk_share = _words(utterances)
     callback_raw = _callback(named)
     return Call(
         call_sid=text_of(merged.get("callSid")) or "",
@@ -82,7 +82,9 @@ def describe(merged: dict[str, Any], *, default_region: str = "IN") -> Call:
         agent_id=id_in(merged, "agentId"),
         status=status,
         is_final=standing(status).is_final,
-        outcome=decide_outcome(status, disposition=disposition, duration_seconds=duration_seconds, turns=turns),
+        outcome=decide_outcome(
+            status, disposition=disposition, duration_seconds=duration_seconds, utterances=utterances
+        ),
         disposition_raw=disposition_raw,
         disposition=disposition,
         duration_seconds=duration_seconds,
@@ -96,7 +98,7 @@ def describe(merged: dict[str, Any], *, default_region: str = "IN") -> Call:
         hangup_by=text_of(telephony.get("hangupBy")),
         hangup_reason=text_of(telephony.get("hangupReason")),
         transcript=transcript,
-        turns=turns,
+        turns=utterances,
         word_count=word_count,
         lead_word_count=lead_word_count,
         lead_talk_share=lead_talk_share,
@@ -160,8 +162,8 @@ def _callback(named: Mapping[str, Any]) -> str | None:
     return " ".join(filter(None, parts)) or text_of(named.get("callback"))
 
 
-def _words(turns: tuple[Utterance, ...]) -> tuple[int, int, float | None]:
-    counts = [(turn.speaker, len(turn.text.split())) for turn in turns]
+def _words(utterances: tuple[Utterance, ...]) -> tuple[int, int, float | None]:
+    counts = [(one.speaker, len(one.text.split())) for one in utterances]
     total = sum(count for _, count in counts)
     lead = sum(count for speaker, count in counts if speaker == LEAD)
     has_sides = any(speaker in {AGENT, LEAD} for speaker, _ in counts)

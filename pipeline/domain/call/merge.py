@@ -14,10 +14,9 @@ from pipeline.domain.call.values import is_blank
 def merge(events: Iterable[Event]) -> dict[str, Any]:
     """Return the merged payload of one call: a pure function of the set of its events.
 
-    Neither the order in which events are given nor repeats matter. That is stronger than "the last one wins", and
-    needed: Futwork's events can repeat and come out of order, several workers handle them, and a replay handles them
-    again. Whoever merges last has the same result, so no worker needs a lock or another's merge. Always merge the raw
-    events; a merged payload is not an event.
+    Neither the order in which events are given nor repeats matter. "The last one wins" is not enough: Futwork's events
+    can repeat and come out of order, several workers handle them, and a replay handles them again. Always merge the
+    raw events; a merged payload is not an event.
 
     1. Events with the same digest are one, received when the first of them was. Of one moment the spelling decides,
        for one content can be spelled with its keys in another order.
@@ -30,23 +29,23 @@ def merge(events: Iterable[Event]) -> dict[str, Any]:
     distinct: dict[str, Event] = {}
     for event in events:
         seen = distinct.get(event.digest)
-        if seen is None or _is_told_first(event, seen):
+        if seen is None or _came_first(event, seen):
             distinct[event.digest] = event
     if len({event.call_sid for event in distinct.values()}) > 1:
         raise ValueError("the events to merge are of several calls")
     merged: dict[str, Any] = {}
-    for event in sorted(distinct.values(), key=_turn):
+    for event in sorted(distinct.values(), key=_place):
         merged = _overlay(merged, event.payload)
     return merged
 
 
-def _is_told_first(event: Event, seen: Event) -> bool:
+def _came_first(event: Event, seen: Event) -> bool:
     if event.received_at != seen.received_at:
         return event.received_at < seen.received_at
     return orjson.dumps(event.payload) < orjson.dumps(seen.payload)
 
 
-def _turn(event: Event) -> tuple[int, datetime, str]:
+def _place(event: Event) -> tuple[int, datetime, str]:
     return standing(event.status).rank, event.received_at, event.digest
 
 

@@ -13,7 +13,7 @@ _WORD = re.compile(r"[^\W_]")
 
 
 def decide_outcome(
-    status: str, *, disposition: str | None, duration_seconds: float | None, turns: Iterable[Utterance]
+    status: str, *, disposition: str | None, duration_seconds: float | None, utterances: Iterable[Utterance]
 ) -> CallOutcome:
     """Return what the facts about a call prove together; the first line that applies decides.
 
@@ -33,11 +33,11 @@ def decide_outcome(
 
     *status* and *disposition* are normalised ones.
     """
-    said = list(turns)
+    said = list(utterances)
     meaning = standing(status)
     if disposition == "voicemail":
         return CallOutcome.NO_ANSWER
-    if any(turn.speaker == LEAD and _holds_a_word(turn.text) for turn in said):
+    if any(one.speaker == LEAD and _holds_a_word(one.text) for one in said):
         return CallOutcome.CONNECTED
     if status in CALL_STATUSES and not meaning.is_final:
         return CallOutcome.UNKNOWN
@@ -49,7 +49,7 @@ def decide_outcome(
         return CallOutcome.CONNECTED
     if not meaning.is_final:
         return CallOutcome.UNKNOWN
-    return _by_duration(status, duration_seconds, lead_is_silent=any(turn.speaker in {AGENT, LEAD} for turn in said))
+    return _by_duration(status, duration_seconds, lead_is_silent=any(one.speaker in {AGENT, LEAD} for one in said))
 
 
 def _by_duration(status: str, duration_seconds: float | None, *, lead_is_silent: bool) -> CallOutcome:

@@ -1,7 +1,7 @@
-"""A transcript becomes turns with speakers.
+"""A transcript becomes utterances with speakers.
 
 Futwork's transcripts are lines such as `assistant: Hello` and `user: hello`. Labels come in either case, in Hindi, or
-as the agent's name; a turn can span lines (the guide's sample has one), and some transcripts have no labels at all.
+as the agent's name. An utterance can span lines (the guide's sample has one), and some transcripts have no labels.
 """
 
 import html
@@ -28,28 +28,29 @@ class Utterance:
     speaker: str
     """`agent`, `lead`, `unknown` where nothing names the speaker, or a label that fits neither side."""
     text: str
-    """Without the label; the lines of a turn stay lines."""
+    """Without the label; its lines stay lines."""
 
 
 def read_transcript(text: str) -> tuple[Utterance, ...]:
-    """Split a transcript into turns; nothing but labels and white space is lost.
+    """Split a transcript into utterances; nothing but labels and white space is lost.
 
-    A label is known (`assistant`, `user`, `ग्राहक`, …) or is a name that takes turns with the other side: in a call of
-    two, who answers `user` is the agent. Other words before a colon (`Note: …`, `10:30`) stay in the turn that they are
-    in. Text before the first label, or without any label, is by `unknown`.
+    A label is known (`assistant`, `user`, `ग्राहक`, …), or it is a name that alternates with the other side: the one who
+    answers `user` is the agent. Other words before a colon (`Note: …`, `10:30`) stay in their utterance. Text before
+    the first label, or without any label, is by `unknown`.
     """
     lines = [stripped for line in _plain(text).splitlines() if (stripped := line.strip())]
     labelled = [_split(line) for line in lines]
     speakers = _speakers([label for label, _ in labelled if label])
-    turns: list[tuple[str, list[str]]] = []
+    utterances: list[tuple[str, list[str]]] = []
     for line, (label, rest) in zip(lines, labelled, strict=True):
         if label is not None and label in speakers:
-            turns.append((speakers[label], [rest]))
-        elif turns:
-            turns[-1][1].append(line)
+            utterances.append((speakers[label], [rest]))
+        elif utterances:
+            utterances[-1][1].append(line)
         else:
-            turns.append((UNKNOWN_SPEAKER, [line]))
-    return tuple(Utterance(speaker, said) for speaker, parts in turns if (said := "\n".join(filter(None, parts))))
+            utterances.append((UNKNOWN_SPEAKER, [line]))
+    joined = ((speaker, "\n".join(filter(None, parts))) for speaker, parts in utterances)
+    return tuple(Utterance(speaker, said) for speaker, said in joined if said)
 
 
 def transcript_text(value: Any) -> str | None:
@@ -82,7 +83,7 @@ _KNOWN = {
     for label in labels
 }
 
-# Words that open a line of speech or of notes before a colon. No speaker is called so.
+# Words before a colon that begin a line of speech or of notes. They are no speaker.
 _NO_SPEAKER = frozenset(
     {
         *("address", "amount", "answer", "date", "email", "example", "id", "info", "link", "name", "no", "note"),
@@ -98,7 +99,7 @@ _SAID = ("content", "text", "message", "utterance", "transcript", "value")
 
 _BREAK = re.compile(r"<(?:br\s*/?|/p|/div|/li)>", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-z][^<>]{0,80}>", re.IGNORECASE)
-_OPENING = re.compile(  # a bullet, then a time: neither is said
+_OPENING = re.compile(  # a bullet, then a time: neither was spoken
     r"^\s*(?:[-•·>]\s+)?(?:[\[(]?[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?(?:[.,][0-9]+)?[\])]?\s*(?:[-–|]\s*)?(?=\D))?"
 )
 _LONGEST_LABEL = 40  # characters
@@ -137,7 +138,7 @@ def _may_be_a_name(label: str, rest: str) -> bool:
 
 
 def _speakers(labels: list[str]) -> dict[str, str]:
-    """Return who stands behind each label that is one; what is only words before a colon is not in it.
+    """Return the speaker of each label; words before a colon that are no label are left out.
 
     *labels* are the candidates, in order.
     """
@@ -153,7 +154,7 @@ def _speakers(labels: list[str]) -> dict[str, str]:
     if sides == {AGENT}:
         # A lead who spoke is evidence that the call connected, so a word said once before a colon is not enough.
         return known | dict.fromkeys(names, LEAD)
-    # Somebody must have spoken with the lead: whoever began, and of the names that return the one that answered most.
+    # Somebody spoke with the lead: the name that began, and of the repeated names the one that answered most often.
     names |= unknown & {labels[0]}
     repeated = [name for name in counts if name in unknown and counts[name] > 1]
     if repeated:
@@ -164,16 +165,16 @@ def _speakers(labels: list[str]) -> dict[str, str]:
 
 
 def _dialogue(labels: list[str]) -> dict[str, str]:
-    """Return two names that take turns, A B A, as themselves, since nothing says which of them is ours."""
+    """Return two names that alternate, A B A, as themselves, because nothing says which of them is ours."""
     first, before = labels[0], _before(labels)
     answering = [name for name in before if name != first and before[name].keys() <= {first, name}]
     return {name: name for name in (first, *answering)} if answering and before[first].total() > 1 else {}
 
 
 def _before(labels: list[str]) -> dict[str, Counter[str | None]]:
-    """Return for each label how often it stands after which other; None is the beginning.
+    """Return for each label how often it follows which other label; None is the beginning.
 
-    `Offer: …` inside a turn of Priya's stands after `Priya`; a speaker stands after the other side.
+    `Offer: …` inside an utterance of Priya's follows `Priya`; a speaker follows the other side.
     """
     result: dict[str, Counter[str | None]] = {}
     for previous, label in zip([None, *labels], labels, strict=False):

@@ -1,4 +1,4 @@
-"""What the ledger tells: the totals, the lists, and one lead's whole story. The commands and pages read only here."""
+"""What the ledger reports: totals, lists, and one lead's whole story. The commands and pages read only here."""
 
 from __future__ import annotations
 
@@ -97,21 +97,21 @@ class Reports:
         }
 
     def overview(self, *, now: datetime, within: timedelta | None = None) -> dict[str, Any]:
-        """How it stands at one look, from counts that stand ready: milliseconds, however many leads there are.
+        """The state of everything, from counts that are kept up to date: milliseconds, however many leads there are.
 
-        Its shape is told in `pipeline.ledger.reports.overview`. With *within*, a statement that takes longer is
+        Its shape is in `pipeline.ledger.reports.overview`. With *within*, a statement that takes longer is
         given up (PostgreSQL), which raises one of `LedgerUnavailable`.
         """
         with self._db.one_moment(within=within) as connection:
             return overview(connection, now=now)
 
     def campaign(self, campaign_id: str, *, now: datetime) -> dict[str, Any] | None:
-        """One campaign at a look, in the shape of `pipeline.ledger.reports.campaign`; None if it is unknown."""
+        """One campaign's figures, in the shape of `pipeline.ledger.reports.campaign`; None if it is unknown."""
         with self._db.one_moment() as connection:
             return campaign_report(connection, campaign_id, now=now)
 
     def page_of_leads(self, which: LeadFilter, *, limit: int, after: Place | None = None) -> list[dict[str, Any]]:
-        """The leads that match, newest first, from *after* on, at once also among millions."""
+        """The leads that match, newest first, from *after* on, quickly also among millions."""
         with self._db.one_moment() as connection:
             return list_leads(connection, which, limit=limit, after=after)
 
@@ -160,7 +160,7 @@ class Reports:
             return [orphan_row(row) for row in connection.execute(query)]
 
     def story(self, id_: uuid.UUID) -> dict[str, Any] | None:
-        """One lead's whole journey: the lead, its attempts, calls with their turns, events, and interventions."""
+        """One lead's whole journey: the lead, its attempts, calls with what was said, events, and interventions."""
         with self._db.one_moment() as connection:
             row = connection.execute(sa.select(leads).where(leads.c.id == id_)).one_or_none()
             if row is None:

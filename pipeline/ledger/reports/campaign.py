@@ -1,4 +1,4 @@
-"""One campaign at a look: its funnel, how fast it goes, what became of its calls, how long its leads wait."""
+"""One campaign's figures: its funnel, its rate, what became of its calls, how long its leads wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.ledger.reports.rows import age, campaign_row, every_state, state_i
 from pipeline.ledger.reports.unclear import unclear_answers
 from pipeline.ledger.tables import calls, campaigns, leads
 
-_SAMPLE = 300  # leads whose waits are looked at: the newest, so that the figure is of now
+_SAMPLE = 300  # leads whose waits are measured: the newest, so that the figure is current
 _DISPOSITIONS = 12
 
 
@@ -24,7 +24,7 @@ def campaign_report(connection: sa.Connection, campaign_id: str, *, now: datetim
     Beside what `overview` has of it: `minutes` as there, `dispositions` by number, `rest` (how many did not fit in),
     `unclear_answers` as `pipeline.ledger.reports.unclear` has them,
     `waits` with the median and the 95th percentile in seconds until submission and until the first event of a call, and
-    `left` with the leads that still go out and how many seconds they take at the pace of the last ten minutes.
+    `left` with the leads that still go out and how many seconds they take at the rate of the last ten minutes.
     """
     row = connection.execute(sa.select(campaigns).where(campaigns.c.id == campaign_id)).one_or_none()
     if row is None:

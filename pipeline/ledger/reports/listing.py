@@ -1,4 +1,4 @@
-"""Lists of leads, newest first, at once however many leads there are.
+"""Lists of leads, newest first, quick however many leads there are.
 
 The index on campaign, state and time gives the newest of one campaign in one state. The tallies say which of those
 pairs have leads at all, so the newest of several are the newest among the first few of each.
@@ -67,8 +67,8 @@ def _by_id(connection: sa.Connection, which: LeadFilter) -> LeadFilter:
     if not which.key or which.ids:
         return which
     owners = [which.campaign] if which.campaign else list(connection.scalars(sa.select(campaigns.c.id)))
-    nobody = uuid.UUID(int=0)  # of a ledger without campaigns
-    return replace(which, ids=tuple(lead_id(owner, which.key) for owner in owners) or (nobody,))
+    no_lead = uuid.UUID(int=0)  # of a ledger without campaigns
+    return replace(which, ids=tuple(lead_id(owner, which.key) for owner in owners) or (no_lead,))
 
 
 def _pairs(connection: sa.Connection, which: LeadFilter) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""How the whole pipeline stands at one look, in the shape that the status pages and `pipeline top` show.
+"""The state of the whole pipeline, in the shape that the status pages and `pipeline top` show.
 
 ```
 {"now": datetime,
@@ -132,7 +132,7 @@ def _in_all(by_campaign: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _oldest_due(connection: sa.Connection, now: datetime) -> dict[str, Any]:
-    """Since when each campaign's longest waiting lead is due: one look into the index a campaign."""
+    """Since when each campaign's longest waiting lead is due: one index lookup for each campaign."""
     first = (
         sa.select(sa.func.min(leads.c.due_at))
         .where(leads.c.campaign_id == campaigns.c.id, state_is(LeadState.QUEUED), leads.c.due_at <= now)

@@ -33,82 +33,30 @@ def age(moment: Any, now: datetime) -> float | None:
 
 
 def campaign_row(row: Any) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "account": row.account,
-        "state": row.state,
-        "hold_kind": row.hold_kind,
-        "reason": row.hold_reason,
-        "stopped_at": row.stopped_at,
-        "probe_at": row.probe_at,
-        "rate": row.rate,
-        "on_uncertain": row.on_uncertain,
-        "uncertain_after_seconds": row.uncertain_after_seconds,
-        "on_server_error": row.on_server_error,
-        "max_attempts": row.max_attempts,
-        "lead_max_age_seconds": row.lead_max_age_seconds,
-    }
+    hold = _columns(row, "hold_kind") | {"reason": row.hold_reason} | _columns(row, "stopped_at", "probe_at")
+    policies = ("rate", "on_uncertain", "uncertain_after_seconds", "on_server_error", "max_attempts")
+    return _columns(row, "id", "account", "state") | hold | _columns(row, *policies, "lead_max_age_seconds")
 
 
 def lead_row(row: Any) -> dict[str, Any]:
-    return {
-        "id": str(row.id),
-        "campaign_id": row.campaign_id,
-        "key": row.key,
-        "phone": row.phone,
-        "state": row.state,
-        "reason": row.reason,
-        "attempts": row.attempts,
-        "due_at": row.due_at,
-        "expires_at": row.expires_at,
-        "futwork_lead_id": row.futwork_lead_id,
-        "accepted_at": row.accepted_at,
-        "submitted_at": row.submitted_at,
-        "called_at": row.called_at,
-        "changed_at": row.changed_at,
-    }
+    state = ("state", "reason", "attempts", "due_at", "expires_at", "futwork_lead_id")
+    times = ("accepted_at", "submitted_at", "called_at", "changed_at")
+    return {"id": str(row.id)} | _columns(row, "campaign_id", "key", "phone", *state, *times)
 
 
 def attempt_row(row: Any) -> dict[str, Any]:
-    return {
-        "started_at": row.started_at,
-        "duration_ms": row.duration_ms,
-        "outcome": row.outcome,
-        "http_status": row.http_status,
-        "excerpt": row.excerpt,
-    }
+    return _columns(row, "started_at", "duration_ms", "outcome", "http_status", "excerpt")
 
 
 def call_row(row: Any) -> dict[str, Any]:
-    return {
-        "call_sid": row.call_sid,
-        "linked_by": row.linked_by,
-        "status": row.status,
-        "is_final": row.is_final,
-        "outcome": row.outcome,
-        "disposition": row.disposition,
-        "duration_seconds": row.duration_seconds,
-        "callback_at": row.callback_at,
-        "recording_url": row.recording_url,
-        "first_event_at": row.first_event_at,
-        "last_event_at": row.last_event_at,
-        "details": orjson.loads(row.details),
-    }
+    found = ("disposition", "duration_seconds", "callback_at", "recording_url")
+    names = ("call_sid", "linked_by", "status", "is_final", "outcome", *found, "first_event_at", "last_event_at")
+    return _columns(row, *names) | {"details": orjson.loads(row.details)}
 
 
 def orphan_row(row: Any) -> dict[str, Any]:
-    return {
-        "call_sid": row.call_sid,
-        "campaign_id": row.campaign_id,
-        "phone": row.phone,
-        "futwork_lead_id": row.futwork_lead_id,
-        "reference": row.reference,
-        "status": row.status,
-        "is_final": row.is_final,
-        "outcome": row.outcome,
-        "first_event_at": row.first_event_at,
-        "last_event_at": row.last_event_at,
-    }
+    leads_to_it = ("campaign_id", "phone", "futwork_lead_id", "reference")
+    return _columns(row, "call_sid", *leads_to_it, "status", "is_final", "outcome", "first_event_at", "last_event_at")
 
 
 def event_row(row: Any) -> dict[str, Any]:
@@ -124,3 +72,7 @@ def event_row(row: Any) -> dict[str, Any]:
         "status": status,
         "payload": payload,
     }
+
+
+def _columns(row: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in names}

@@ -13,14 +13,14 @@ import sqlalchemy as sa
 from pipeline.ledger.tables import attempts, calls, leads
 
 _IS_UNCLEAR = sa.text("attempts.outcome IN ('busy', 'failed', 'uncertain')")  # as in the index
-_LATEST = 10_000  # POSTs that are looked at: the figures are of what Futwork does now
+_LATEST = 10_000  # POSTs that are counted: the figures are of what Futwork does now
 
 
 def unclear_answers(connection: sa.Connection, *, campaign: str | None = None) -> list[dict[str, Any]]:
     """For each status (null: no answer) the POSTs that had it, and how many of them were taken.
 
-    `taken` are those after which a call came although the lead was not sent again; of those that were `sent_again`
-    nobody can tell. Looks at the latest 10,000.
+    `taken` are those after which a call came although the lead was not sent again; for those that were
+    `sent_again` it is unknown. Only the latest 10,000 are counted.
     """
     given = sa.select(attempts.c.id, attempts.c.lead_id, attempts.c.http_status).where(_IS_UNCLEAR)
     if campaign is not None:

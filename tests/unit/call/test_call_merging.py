@@ -171,7 +171,7 @@ class TestOutcome:
     def test_status_disposition_duration_and_transcript_decide_together(
         self, status: str, disposition: str | None, duration: float | None, turns: list[Utterance], outcome: str
     ) -> None:
-        decided = decide_outcome(status, disposition=disposition, duration_seconds=duration, turns=turns)
+        decided = decide_outcome(status, disposition=disposition, duration_seconds=duration, utterances=turns)
         assert decided == outcome
 
     @pytest.mark.parametrize("text", ["...", "[silence]", "(no response)", "<noise> -"])
