@@ -112,8 +112,8 @@ class Events:
             self._ledger.calls.keep(list(readable.values()))
             self._ledger.quarantine.release(list(readable), now=now)
             merged = self._merge_all(list(readable.values()), one_by_one=False, now=now)
-            unreadable = len(page) - len(readable)
-            kept = kept.plus(Kept(len(page), merged.calls, merged.orphans, unreadable + merged.quarantined))
+            left = len(page) - len(readable) + merged.quarantined
+            kept = kept.plus(Kept(len(page), merged.calls, merged.orphans, left))
         if noted:
             self._ledger.audit.end(noted, changed=kept.events - kept.quarantined)
         return kept
@@ -170,8 +170,7 @@ class Events:
                 return self._quarantine(stored[0], f"it could not be merged: {_one_line(error)}")
             # The error's text may quote an event, so only its kind is logged.
             log.warning("the merge is tried in halves", events=len(events), error=type(error).__name__)
-        events = sorted(events, key=lambda one: (one[0].received_at, one[0].digest))
-        half = len(events) // 2
+        events, half = sorted(events, key=lambda one: (one[0].received_at, one[0].digest)), len(events) // 2
         return self._merge(events[:half], now).plus(self._merge(events[half:], now))
 
     def _merge_together(self, stored: Sequence[StoredEvent], read: Mapping[str, Event], now: datetime) -> Kept:
