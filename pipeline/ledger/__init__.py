@@ -6,6 +6,7 @@ subject, every method one transaction:
 - `leads`: taken in, claimed, recorded, swept
 - `campaigns`: policies, holds, probes
 - `calls`: raw events, merged calls, the link to their leads
+- `feed`: every change of a call, in an order for readers
 - `quarantine`: what could not be read
 - `evidence`: where proof about a lead of unknown fate may lie unread
 - `suppressions`: numbers that must not be called
@@ -32,6 +33,7 @@ from pipeline.ledger.calls import CALLS_AT_ONCE, CallRow, Calls, StoredEvent
 from pipeline.ledger.campaigns import Campaigns
 from pipeline.ledger.database import Database
 from pipeline.ledger.evidence import Evidence, Unread
+from pipeline.ledger.feed import Feed, PageOfCalls, UnknownCursor
 from pipeline.ledger.filters import EmptyFilter, Interventions, LeadFilter
 from pipeline.ledger.health import Health
 from pipeline.ledger.leads import Leads, Recorded
@@ -51,11 +53,13 @@ __all__ = [
     "Ledger",
     "LedgerUnavailable",
     "MigrationBlocked",
+    "PageOfCalls",
     "Place",
     "Recorded",
     "SchemaMismatch",
     "StoredEvent",
     "Suppressed",
+    "UnknownCursor",
     "Unread",
     "digest_of",
     "ledger_is_at_fault",
@@ -90,6 +94,7 @@ class Ledger:
         self.leads = Leads(self.database)
         self.campaigns = Campaigns(self.database)
         self.calls = Calls(self.database)
+        self.feed = Feed(self.database)
         self.quarantine = Quarantine(self.database)
         self.evidence = Evidence(self.database)
         self.suppressions = Suppressions(self.database)

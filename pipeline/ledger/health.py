@@ -11,6 +11,7 @@ from pipeline.ledger.database import Database
 from pipeline.ledger.tables import metadata
 
 _COUNTED = ("leads", "batches", "calls", "attempts")
+_EVENTS = ("insert", "update", "delete")
 _MOST_IN_USE = 0.9
 
 
@@ -50,7 +51,8 @@ class Health:
                 gone += [f"index {one.name}" for one in table.indexes if one.name not in indexes]
             gone += [f"index {name} (it is there, but invalid)" for name in self._invalid(connection)]
             triggers = self._triggers(connection)
-            wanted = [f"tally_{table}_{event}" for table in _COUNTED for event in ("insert", "update", "delete")]
+            wanted = [f"tally_{table}_{event}" for table in _COUNTED for event in _EVENTS]
+            wanted += [f"feed_calls_{event}" for event in _EVENTS]
             gone += [f"trigger {name}" for name in wanted if name not in triggers]
         return sorted(gone)
 

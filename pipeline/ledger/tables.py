@@ -164,6 +164,21 @@ calls = sa.Table(
     ),
 )  # fmt: skip
 
+call_changes = sa.Table(
+    "call_changes",
+    metadata,
+    sa.Column("call_sid", sa.String(200), primary_key=True),
+    sa.Column("number", sa.BigInteger, index=True, comment="its place in the feed; null: not given yet"),
+)
+"""One row a call, marked by triggers at each change of it; `pipeline.ledger.feed` gives the numbers."""
+
+feeds = sa.Table(
+    "feeds",
+    metadata,
+    sa.Column("name", sa.String(20), primary_key=True),
+    sa.Column("last", sa.BigInteger, nullable=False, comment="the highest number that was ever given"),
+)
+
 call_events = sa.Table(
     "call_events",
     metadata,

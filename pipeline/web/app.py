@@ -1,7 +1,8 @@
 """The app: its routes, the headers that go with each answer, and errors as JSON.
 
-The webhook never touches the database; only `GET /v1/leads/{id}`, `/readyz`, `/metrics` and the pages read the
-ledger. Everything that a request needs is built when the process first needs it, so an app that is preloaded may fork.
+The webhook never touches the database; only `GET /v1/leads/{id}`, `GET /v1/calls`, `/readyz`, `/metrics` and the
+pages read the ledger. Everything that a request needs is built when the process first needs it, so an app that is
+preloaded may fork.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline import __version__
 from pipeline.coordination.heartbeats import HeartbeatSender
 from pipeline.observability.logs import logger
 from pipeline.settings import Settings, SettingsError
-from pipeline.web import health, intake, openapi, webhook
+from pipeline.web import feed, health, intake, openapi, webhook
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -39,6 +40,7 @@ def create_app(settings: Settings) -> Flask:
     app.url_map.strict_slashes = False
     app.register_blueprint(webhook.blueprint)
     app.register_blueprint(intake.blueprint)
+    app.register_blueprint(feed.blueprint)
     app.register_blueprint(health.blueprint)
     app.register_blueprint(openapi.blueprint)
     app.wsgi_app = _guarded(app.wsgi_app)  # type: ignore[assignment, method-assign]

@@ -94,7 +94,7 @@ def take_leads(campaign_id: str) -> tuple[Response, int]:
         _gate(services(settings)).submit(_Handed(campaign_id, valid, ids, tracing.traceparent()))
     except BrokerUnavailable as error:
         log.warning("leads were turned away", campaign=campaign_id, leads=ids, error=str(error))
-        return _again("the broker is away: count on nothing of this request, and send it again (that is harmless)")
+        return ask_again("the broker is away: count on nothing of this request, and send it again (that is harmless)")
     metrics.INTAKE_ROWS.labels(result="accepted").inc(len(valid))
     return jsonify(report | {"results": results}), 202
 
@@ -103,7 +103,7 @@ def take_leads(campaign_id: str) -> tuple[Response, int]:
 def tell_lead(id_: str) -> tuple[Response, int]:
     """One lead's story: its state, attempts and calls; 404 until intake has written it."""
     settings: Settings = current_app.config["PIPELINE"]
-    scope = _scope_of_token(settings)
+    scope = scope_of_token(settings)
     wanted = read_id(id_)
     if wanted is None:
         abort(404, "a lead id is a UUID, as the intake returned it")
@@ -113,7 +113,7 @@ def tell_lead(id_: str) -> tuple[Response, int]:
         if not (ledger_is_at_fault(error) or isinstance(error, OSError)):
             raise
         log.warning("a lead could not be told of", error=type(error).__name__)
-        return _again("the ledger is away; ask again")
+        return ask_again("the ledger is away; ask again")
     if story is None or (scope is not None and scope != story["campaign_id"]):
         abort(404, "no such lead (one that was just accepted is known in a moment)")
     for event in story["events"]:
@@ -123,19 +123,20 @@ def tell_lead(id_: str) -> tuple[Response, int]:
     return Response(orjson.dumps(story, option=orjson.OPT_UTC_Z), mimetype="application/json"), 200
 
 
-def _again(why: str) -> tuple[Response, int]:
+def ask_again(why: str) -> tuple[Response, int]:
+    """A 503 that says why, and after how many seconds to ask again."""
     answer = jsonify(error=why)
     answer.headers["Retry-After"] = _RETRY_SECONDS
     return answer, 503
 
 
 def _authorise(settings: Settings, campaign_id: str) -> None:
-    scope = _scope_of_token(settings)
+    scope = scope_of_token(settings)
     if scope is not None and scope != campaign_id:
         abort(403, "this token is for another campaign")
 
 
-def _scope_of_token(settings: Settings) -> str | None:
+def scope_of_token(settings: Settings) -> str | None:
     """The campaign that the request's bearer token is limited to, or None for all; aborts with 401 if it has none."""
     kind, _, presented = request.headers.get("Authorization", "").partition(" ")
     found: list[str | None] = []

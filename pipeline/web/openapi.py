@@ -18,6 +18,7 @@ from pipeline.domain.call.describe import Call
 from pipeline.domain.call.status import CallOutcome
 from pipeline.domain.lead import Lead, LeadState, Outcome
 from pipeline.futwork import fields
+from pipeline.web.feed import MOST_CALLS
 
 blueprint = Blueprint("openapi", __name__)
 
@@ -50,6 +51,7 @@ def describe() -> dict[str, Any]:
         "paths": {
             "/v1/campaigns/{campaign_id}/leads": {"parameters": [_campaign_id()], "post": _take_leads()},
             "/v1/leads/{lead_id}": {"parameters": [_lead_id()], "get": _tell_lead()},
+            "/v1/calls": {"get": _tell_calls()},
             "/webhooks/futwork": {"post": _receive("receiveEvent", [{"apiKey": []}, {"webhookSecret": []}])},
             "/webhooks/futwork/{token}": {
                 "parameters": [_parameter("token", "The token itself, for a sender that can set no header.")],
@@ -157,6 +159,37 @@ def _tell_lead() -> dict[str, Any]:
             **_errors(401, 404, 503),
         },
     }
+
+
+def _tell_calls() -> dict[str, Any]:
+    limit = {"type": "integer", "minimum": 1, "maximum": MOST_CALLS, "default": 100}
+    errors = _errors(400, 401, 403, 503)
+    errors["400"] = _says("A parameter that cannot be, or a cursor that is not of this ledger's feed.", "Error")
+    return {
+        "operationId": "tellCalls",
+        "summary": "The calls that changed after a cursor, in an order that misses none",
+        "description": (
+            "Begin without a cursor, and give `next` of each page as `after` of the next. A call that changed several"
+            " times since comes once, as it is now, and again when it changes again: take its `cursor` as its version."
+            " With a filter a page may be empty although there is `more`."
+        ),
+        "security": [{"bearer": []}],
+        "parameters": [
+            _query("after", "`next` of the page before.", {"type": "string", "pattern": "^[0-9]{1,18}$"}),
+            _query("limit", "How many calls a page may have.", limit),
+            _query("campaign", "Calls of this campaign alone.", {"type": "string"}),
+            _query("final", "Whether only calls that have ended.", {"type": "boolean", "default": False}),
+        ],
+        "responses": {
+            "200": _says("A page; it may be empty.", "PageOfCalls"),
+            "304": {"description": "The page is still what the `ETag` in `If-None-Match` was for."},
+            **errors,
+        },
+    }
+
+
+def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
 
 
 def _receive(name: str, security: list[dict[str, list[str]]]) -> dict[str, Any]:
@@ -299,6 +332,14 @@ def _schemas() -> dict[str, Any]:
                 "details": _ref("Call"),
             }
         ),
+        "PageOfCalls": _object(
+            {
+                "calls": {"type": "array", "items": _ref("CallInFeed")},
+                "next": {"type": "string", "description": "The cursor of the next page."},
+                "more": {"type": "boolean", "description": "Whether the next page may be asked for at once."},
+            }
+        ),
+        "CallInFeed": {"allOf": [_ref("LinkedCall"), _call_in_feed()]},
         "EventSeen": _object({"received_at": _TIME, "call_sid": {"type": "string"}, "status": {}}),
         "Call": call,
         **parts,
@@ -309,6 +350,20 @@ _COUNT = {"type": "integer", "minimum": 0}
 _TIME = {"type": "string", "format": "date-time"}
 _TIME_OR_NOTHING = {"type": ["string", "null"], "format": "date-time"}
 _TEXT_OR_NOTHING = {"type": ["string", "null"]}
+
+
+def _call_in_feed() -> dict[str, Any]:
+    return _object(
+        {
+            "cursor": {"type": "string", "description": "Its place in the feed: higher after each change."},
+            "lead_id": {"type": ["string", "null"], "format": "uuid"},
+            "key": _TEXT_OR_NOTHING | {"description": "The lead's idempotency key."},
+            "campaign_id": _TEXT_OR_NOTHING,
+            "phone": _TEXT_OR_NOTHING,
+            "futwork_lead_id": _TEXT_OR_NOTHING,
+            "reference": _TEXT_OR_NOTHING,
+        }
+    )
 
 
 def _story() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pipeline.ledger import Ledger, SchemaMismatch, metadata, open_ledger
 from tests.conftest import POSTGRES_URL
 from tests.waiting import patience
 
-HEAD = "0005"
+HEAD = "0008"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -437,6 +437,7 @@ def test_with_the_ledger_unusable_only_what_reads_it_fails(make_client, broker, 
     assert client.post(f"/webhooks/futwork/{TOKEN}", data=EVENT).status_code == 200
     assert client.post(LEADS, json=GOOD, headers=BEARER).status_code == 202
     assert client.get(f"/v1/leads/{GOOD_ID}", headers=BEARER).status_code == 503
+    assert client.get("/v1/calls", headers=BEARER).status_code == 503
     ready = client.get("/readyz")
     assert (ready.status_code, ready.json["broker"], ready.json["status"]) == (503, "ok", "not ready")
     assert ready.json["ledger"] != "ok"
