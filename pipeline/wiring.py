@@ -7,6 +7,7 @@ connections after the fork.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from functools import cached_property
 
@@ -33,6 +34,9 @@ log = logger(__name__)
 _REQUEST_EXPIRES_SECONDS = 6 * 3600.0
 """Of a message that asks for a dispatcher: more than two hosts' clocks differ by, which judge it; one that comes late
 finds nothing to do."""
+
+_HELD_PATIENCE_SECONDS = 2.0  # for events that workers hold: one that lives merges them in a fraction of it
+_HELD_PAUSE_SECONDS = 0.1
 
 
 class Services:
@@ -162,7 +166,14 @@ class Services:
 
     def _events_wait(self) -> bool:
         try:
-            return self.broker.depths()["events"] > 0
+            if self.broker.depths()["events"]:
+                return True
+            until, held = time.monotonic() + _HELD_PATIENCE_SECONDS, self.broker.held("events")
+            while held and time.monotonic() < until:  # workers that live end with what they held at the start
+                time.sleep(_HELD_PAUSE_SECONDS)
+                held &= self.broker.held("events")
+            # A message that was put back meanwhile is in the queue again.
+            return bool(held) or self.broker.depths()["events"] > 0
         except BrokerUnavailable as error:
             log.warning("no policy decides: nobody knows whether events wait in the broker", error=str(error))
             return True

@@ -225,6 +225,13 @@ class Broker:
         with _translated("the broker does not answer"), self._connection() as connection:
             return {name: self._depth(connection, name) for name in QUEUES}
 
+    def held(self, queue: str) -> frozenset[bytes]:
+        """The tags of the queue's messages that workers hold; no depth counts them. RabbitMQ does not show them."""
+        from pipeline.broker.redis_transport import held
+
+        with _translated("the broker does not answer"), self._connection() as connection:
+            return held(connection.default_channel, queue)
+
     def server(self) -> str:
         """The broker's name and version, such as `RabbitMQ 4.0.5`; empty for a Redis, whose `INFO` says more."""
         with _translated("the broker does not answer"), self._connection() as connection:

@@ -79,6 +79,23 @@ end
 return clock
 """
 
+# KEYS: the unacked set. ARGV: how the entries of a queue end. Answers the tags of its messages.
+_HELD = """
+local tags, entries = {}, redis.call('HGETALL', KEYS[1])
+for i = 1, #entries, 2 do
+    if string.sub(entries[i + 1], -#ARGV[1]) == ARGV[1] then tags[#tags + 1] = entries[i] end
+end
+return tags
+"""
+
+
+def held(channel: Any, queue: str) -> frozenset[bytes]:
+    """The tags of a queue's messages that workers hold unacknowledged; none where *channel* is not one to a Redis."""
+    if not hasattr(channel, "unacked_key"):
+        return frozenset()
+    with channel.conn_or_acquire() as client:
+        return frozenset(client.eval(_HELD, 1, channel.unacked_key, f'"{queue}"]'))
+
 
 class RedisQueues:
     """Puts tasks into the queues of a Redis by one command each; safe for threads and across forks.

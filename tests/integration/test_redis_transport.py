@@ -19,6 +19,7 @@ from pipeline.broker.redis_transport import (
     WAIT_SECONDS,
     RedisQueues,
     WorkerConnection,
+    held,
     quarantine_malformed,
     wake_up_key,
 )
@@ -85,6 +86,20 @@ def test_a_message_is_in_the_unacked_set_before_its_worker_has_read_it(
     take_and_die(connection, valkey)
     assert taken_by_another(connection) == [{"lead": 1}]
     assert valkey.hlen("unacked") == valkey.llen("delivery") == 0
+
+
+def test_what_a_dead_worker_holds_is_seen_until_it_is_acknowledged(
+    connection: kombu.Connection, valkey: redis.Redis
+) -> None:
+    """It is in no queue, and yet it may be the evidence that a policy must wait for."""
+    publish(connection, {"lead": 1})
+    assert held(connection.default_channel, "delivery") == frozenset()
+    take_and_die(connection, valkey)
+    assert held(connection.default_channel, "delivery") == frozenset(valkey.hkeys("unacked"))
+    assert len(held(connection.default_channel, "delivery")) == 1
+    assert held(connection.default_channel, "other") == frozenset()
+    assert taken_by_another(connection) == [{"lead": 1}]
+    assert held(connection.default_channel, "delivery") == frozenset()
 
 
 def test_a_process_that_dies_while_it_restores_messages_keeps_the_others_from_it_for_seconds_only(

@@ -217,7 +217,7 @@ def test_no_policy_decides_while_a_stored_event_is_not_merged(ledger: Ledger, ma
     assert (sweep.tidy(), states(ledger)) == (tidied(), {"uncertain": 1})
 
 
-def test_no_policy_decides_while_events_wait_in_the_broker_or_it_cannot_be_asked(
+def test_no_policy_decides_while_events_wait_in_the_broker_or_a_worker_or_it_cannot_be_asked(
     ledger: Ledger, make_settings: MakeSettings, valkey_url: str, valkey: redis.Redis
 ) -> None:
     make_uncertain(ledger, make_lead(1), since=timedelta(hours=2))
@@ -234,6 +234,9 @@ def test_no_policy_decides_while_events_wait_in_the_broker_or_it_cannot_be_asked
     valkey.lpush("events", "a message")
     assert (tidy(valkey_url), states(ledger)) == (tidied(), {"uncertain": 1})
     valkey.delete("events")
+    valkey.hset("unacked", "tag", '[{"body": ""}, "", "events"]')  # a worker took it, and died or froze
+    assert (tidy(valkey_url), states(ledger)) == (tidied(), {"uncertain": 1})
+    valkey.hset("unacked", "tag", '[{"body": ""}, "", "upkeep"]')
     assert (tidy("redis://127.0.0.1:9/0"), states(ledger)) == (tidied(), {"uncertain": 1})
     assert (tidy(valkey_url), states(ledger)) == (tidied(resent=1), {"queued": 1})
 
