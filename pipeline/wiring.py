@@ -166,15 +166,15 @@ class Services:
 
     def _events_wait(self) -> bool:
         try:
-            if self.broker.depths()["events"]:
-                return True
+            if self.spool.size()[0] or self.spool.damaged() or self.broker.depths()["events"]:
+                return True  # what the drain left in this host's spool may be evidence, too
             until, held = time.monotonic() + _HELD_PATIENCE_SECONDS, self.broker.held("events")
             while held and time.monotonic() < until:  # workers that live end with what they held at the start
                 time.sleep(_HELD_PAUSE_SECONDS)
                 held &= self.broker.held("events")
             # A message that was put back meanwhile is in the queue again.
             return bool(held) or self.broker.depths()["events"] > 0
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, OSError) as error:
             log.warning("no policy decides: nobody knows whether events wait in the broker", error=str(error))
             return True
 

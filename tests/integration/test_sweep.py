@@ -237,6 +237,11 @@ def test_no_policy_decides_while_events_wait_in_the_broker_or_a_worker_or_it_can
     valkey.hset("unacked", "tag", '[{"body": ""}, "", "events"]')  # a worker took it, and died or froze
     assert (tidy(valkey_url), states(ledger)) == (tidied(), {"uncertain": 1})
     valkey.hset("unacked", "tag", '[{"body": ""}, "", "upkeep"]')
+    spool = make_settings().spool_dir
+    spool.mkdir(parents=True, exist_ok=True)
+    (spool / "1.damaged").touch()
+    assert (tidy(valkey_url), states(ledger)) == (tidied(), {"uncertain": 1})
+    (spool / "1.damaged").unlink()
     assert (tidy("redis://127.0.0.1:9/0"), states(ledger)) == (tidied(), {"uncertain": 1})
     assert (tidy(valkey_url), states(ledger)) == (tidied(resent=1), {"queued": 1})
 
