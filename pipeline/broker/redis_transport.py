@@ -206,6 +206,27 @@ class _QoS(kombu_redis.QoS):
         else:
             super().append(message, delivery_tag)
 
+    def ack(self, delivery_tag: str) -> None:
+        """Take a message out of the unacked set; raises redis-py's errors, and frees its prefetch place even then.
+
+        kombu frees the place only after the server's answer. A worker whose last place is lost in that way lives on
+        and takes nothing more, for the connection on which it takes messages is another one and does not break. If
+        the message is still in the unacked set, it is delivered again after the visibility timeout.
+        """
+        try:
+            super().ack(delivery_tag)
+        except BaseException:
+            kombu_virtual.QoS.ack(self, delivery_tag)
+            raise
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Drop a message, or put it back into its queue; errors and the prefetch place are as in `ack`."""
+        try:
+            super().reject(delivery_tag, requeue=requeue)
+        except BaseException:
+            kombu_virtual.QoS.ack(self, delivery_tag)
+            raise
+
 
 class _Unacked:
     """Replaces kombu's BRPOP; kombu's poller calls `_brpop_start` and `_brpop_read` by these names."""

@@ -83,6 +83,14 @@ UNDOCUMENTED = [
         "kombu.transport.redis:QoS", "append", _TRANSPORT,
         "a message is written into the unacked set once; test_a_message_is_written_into_the_unacked_set_once",
     ),
+    *(
+        Internal(
+            "kombu.transport.redis:QoS", member, _TRANSPORT,
+            "a failed acknowledgement frees its prefetch place, or the worker lives and takes nothing more;"
+            " test_lost_acknowledgements.py",
+        )
+        for member in ("ack", "reject")
+    ),
     Internal(
         "kombu.transport.redis:QoS", "visibility_timeout", _TRANSPORT,
         "clocks that are set back strand no message; experiment clock-jump",
