@@ -111,6 +111,7 @@ def test_as_many_lost_acknowledgements_as_a_worker_has_places_do_not_stop_it(
         proxy.resetting = False
         assert proxy.resets >= PREFETCH
         assert [message.acknowledged for message in received] == [False] * PREFETCH
+        assert consumer.channel.qos.can_consume()
 
         _publish(connection, "next")
 
