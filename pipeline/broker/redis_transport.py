@@ -315,6 +315,13 @@ class _Unacked:
                         self.qos.ack(tag)
 
 
+_LOSSES = (*kombu_redis.Transport.connection_errors, redis.exceptions.ResponseError)
+"""What a worker connects again after: a lost connection, and a server that refuses, as it may do for a while.
+
+READONLY, MISCONF, BUSY, NOPERM, OOM and their like end a worker over kombu's own transport.
+"""
+
+
 class Channel(_Unacked, kombu_redis.Channel):
     """kombu's channel to a Redis, which adds what it takes to the unacked set in the same step."""
 
@@ -323,6 +330,7 @@ class Transport(kombu_redis.Transport):
     """kombu's transport over such channels."""
 
     Channel = Channel
+    connection_errors = _LOSSES
 
 
 class SentinelChannel(_Unacked, kombu_redis.SentinelChannel):
@@ -333,6 +341,7 @@ class SentinelTransport(kombu_redis.SentinelTransport):
     """kombu's transport over such channels, behind a Sentinel."""
 
     Channel = SentinelChannel
+    connection_errors = _LOSSES
 
 
 TRANSPORTS = {"redis": Transport, "rediss": Transport, "sentinel": SentinelTransport}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from pipeline.worker.dead_letters import own_ledger, quarantine
 from pipeline.worker.guard import PAUSE_SECONDS
 
 log = logger(__name__)
+
+_REFUSED_SECONDS = 1.0  # between two connections to a broker that answers and refuses
 
 
 class QuarantiningConsumer(Consumer):
@@ -70,11 +73,17 @@ class QuarantiningConsumer(Consumer):
 
         return super().call_soon_ack(settle_safely)
 
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """Log that the broker cannot be reached, and wait for a moment if it refuses, as it does so at once."""
+        super().on_connection_error_before_connected(exc)
+        self._pause_if_refused(exc)
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Drop the connection, so that Celery opens the next.
 
         If messages are in work, kombu 5.7 fails to close a connection to a Redis that is away, which would end the
-        worker. Nothing that matters is left undone: those messages are delivered again.
+        worker. Nothing that matters is left undone: those messages are delivered again. A broker that refuses does so
+        at once, so the next connection waits for a moment.
         """
         try:
             with warnings.catch_warnings():
@@ -82,6 +91,11 @@ class QuarantiningConsumer(Consumer):
                 super().on_connection_error_after_connected(exc)
         except Exception as error:  # noqa: BLE001 - whatever a dead connection raises, the next one is wanted
             log.warning("the broken connection could not be closed", error=first_line(error))
+        self._pause_if_refused(exc)
+
+    def _pause_if_refused(self, exc: Exception) -> None:
+        if isinstance(exc, self.channel_errors):
+            time.sleep(_REFUSED_SECONDS)
 
     def _quarantine(self, message: Any, cause: str, error: Exception | None = None) -> None:
         if message.acknowledged:

@@ -95,6 +95,13 @@ UNDOCUMENTED = [
         "kombu.transport.redis:QoS", "visibility_timeout", _TRANSPORT,
         "clocks that are set back strand no message; experiment clock-jump",
     ),
+    *(
+        Internal(
+            f"kombu.transport.redis:{name}", "connection_errors", _TRANSPORT,
+            "a server that refuses for a while does not end the worker; test_worker_broker_refuses.py",
+        )
+        for name in ("Transport", "SentinelTransport")
+    ),
     Internal(
         "kombu:Connection", "get_transport_cls", _TRANSPORT,
         "our transport stays when kombu goes on to another address; test_worker_connection.py",
@@ -115,6 +122,11 @@ UNDOCUMENTED = [
             "kombu 5.7 fails on a closed channel to Redis, which would end the worker; experiment valkey-kill",
         )
         for member in ("call_soon_ack", "on_connection_error_after_connected")
+    ),
+    Internal(
+        "celery.worker.consumer:Consumer", "on_connection_error_before_connected", _CONSUMER,
+        "a worker does not connect some hundred times a second to a broker that refuses;"
+        " test_worker_broker_refuses.py",
     ),
     *(
         Internal(
