@@ -333,7 +333,7 @@ class Settings(ProducerSettings):
 
     @property
     def limiter_url(self) -> str:
-        """The Redis of the limiter and the dispatchers' turns: `REDIS_URL`, or the broker where that is a Redis."""
+        """The Redis of the limiter and the dispatch leases: `REDIS_URL`, or the broker where that is a Redis."""
         if self.redis_url:
             return self.redis_url
         if self.broker_url.startswith(("redis://", "rediss://")):

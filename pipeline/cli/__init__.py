@@ -10,6 +10,7 @@ A command's module is imported when the command is called. The list of commands 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -96,6 +97,7 @@ def cli() -> None:
 def main() -> None:
     """The console script."""
     ended_by = _end_orderly_on_signals()
+    _print_what_the_terminal_lacks()
     try:
         code = cli.main(prog_name="pipeline", standalone_mode=False)
         sys.stdout.flush()
@@ -112,6 +114,13 @@ def main() -> None:
         if os.environ.get("PIPELINE_DEBUG") == "1":
             raise
         _stop(_explain(error))
+
+
+def _print_what_the_terminal_lacks() -> None:
+    """Print a character that the terminal's encoding lacks as its escape, such as `\\u0915`: no output ends halfway."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _end_orderly_on_signals() -> list[int]:

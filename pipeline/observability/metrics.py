@@ -172,7 +172,7 @@ UNCERTAIN_OVERDUE = Metric(
 WEBHOOK_ANSWERS = Metric(
     "pipeline_webhook_answers", "counter",
     "Answers to Futwork's webhook by HTTP status; behind 401, 413 and 503 an event was not kept", "web",
-    ("status",), {"status": ("200", "400", "401", "413", "503")},
+    ("status",), {"status": ("200", "400", "401", "413", "415", "503")},
 )  # fmt: skip
 HANDOFF_SECONDS = Metric(
     "pipeline_webhook_handoff_seconds", "histogram", "How long it took until an event was in the broker or the spool",

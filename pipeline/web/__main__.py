@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
 import tempfile
 from functools import partial
@@ -50,6 +51,7 @@ def main() -> None:
         settings = load_settings()
     except SettingsError as error:
         sys.exit(f"pipeline: {error}")
+    address = _address(given.host, given.port)
     configure_logs(settings)
     _allow_connections()
     with tempfile.TemporaryDirectory(prefix="pipeline-metrics-", ignore_cleanup_errors=True) as folder:
@@ -59,7 +61,7 @@ def main() -> None:
         while True:
             server = Granian(
                 given.app,
-                address=given.host,
+                address=address,
                 port=given.port,
                 workers=given.processes,
                 interface=Interfaces.RSGI,
@@ -102,6 +104,15 @@ def _arguments() -> argparse.Namespace:
         help="WEB_ACCESS_LOG: log each request, without tokens and numbers",
     )  # fmt: skip
     return parser.parse_args()
+
+
+def _address(host: str, port: int) -> str:
+    """The IP address to listen on; an IPv6 address may have its brackets, and a name is resolved."""
+    try:
+        found = socket.getaddrinfo(host.strip().removeprefix("[").removesuffix("]"), port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, OverflowError) as error:
+        sys.exit(f"pipeline: HOST and PORT: nothing can listen on {host!r}, port {port}: {error}")
+    return str(found[0][4][0])
 
 
 def _load(app: str, failed: Path, *, threads: int, access_log: bool) -> Serving:

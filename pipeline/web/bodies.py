@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import BinaryIO
 
 from flask import request
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, RequestTimeout
+from werkzeug.exceptions import (
+    BadRequest,
+    ClientDisconnected,
+    RequestEntityTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
 
 _PIECE_BYTES = 64 * 1024
 _PATIENCE_BYTES = 64 * 1024 * 1024
@@ -34,6 +41,34 @@ def read_body(most_bytes: int) -> bytes:
         raise
     except ClientDisconnected:
         raise RequestTimeout("the body did not arrive whole in time") from None
+    return body
+
+
+def unpack(body: bytes, most_bytes: int) -> bytes:
+    """The body without the request's `Content-Encoding` (gzip, deflate, or several), never more than *most_bytes*.
+
+    A body that is JSON as it stands is returned unchanged: some relays unpack it and leave the header. Raises
+    `UnsupportedMediaType` for another encoding, `RequestEntityTooLarge` for what unpacks to more, and `BadRequest` for
+    what is cut off or is not in that encoding.
+    """
+    if not (encoding := request.environ.get("HTTP_CONTENT_ENCODING")) or body.lstrip()[:1] in (b"{", b"["):
+        return body
+    for name in reversed([part.strip().lower() for part in encoding.split(",")]):
+        if name in ("", "identity"):
+            continue
+        if name not in ("gzip", "x-gzip", "deflate"):
+            raise UnsupportedMediaType("send the body unpacked, or with Content-Encoding gzip or deflate")
+        # Some senders write a deflate stream without the head that HTTP wants; its first byte shows which it is.
+        has_head = name != "deflate" or (body[:1] and body[0] & 15 == zlib.DEFLATED)
+        unpacking = zlib.decompressobj(32 + zlib.MAX_WBITS if has_head else -zlib.MAX_WBITS)
+        try:
+            body = unpacking.decompress(body, most_bytes + 1)
+        except zlib.error:
+            raise BadRequest(f"the body is not in its Content-Encoding, {name}") from None
+        if len(body) > most_bytes:
+            raise RequestEntityTooLarge
+        if not unpacking.eof:
+            raise BadRequest(f"the body is cut off within its Content-Encoding, {name}")
     return body
 
 

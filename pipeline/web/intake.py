@@ -30,7 +30,7 @@ from pipeline.producer import LEADS_A_BATCH
 from pipeline.settings import Settings
 from pipeline.status.search import read_id
 from pipeline.web import metrics
-from pipeline.web.bodies import read_body
+from pipeline.web.bodies import read_body, unpack
 from pipeline.wiring import Services, services
 
 log = logger(__name__)
@@ -155,7 +155,7 @@ def _rows(settings: Settings) -> Iterator[Any]:
     if request.mimetype not in (*_JSON, *_LINES):
         abort(415, f"send {_JSON[0]} (an object or an array) or {_LINES[0]} (one object a line)")
     try:
-        body = read_body(settings.intake_max_bytes)
+        body = unpack(read_body(settings.intake_max_bytes), settings.intake_max_bytes)
     except RequestEntityTooLarge:
         abort(413, f"a request may have {settings.intake_max_bytes:,} bytes (INTAKE_MAX_BYTES); send several")
     body = body.removeprefix(codecs.BOM_UTF8)

@@ -214,7 +214,7 @@ def _receive(name: str, security: list[dict[str, list[str]]]) -> dict[str, Any]:
     }
 
 
-_WEBHOOK = (400, 401, 408, 413, 503)
+_WEBHOOK = (400, 401, 408, 413, 415, 503)
 
 
 def _health(name: str, summary: str, statuses: list[int]) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def _errors(*statuses: int) -> dict[str, Any]:
         404: "No such lead, or not one that this token may see; one that was just accepted is known in a moment.",
         408: "The body did not arrive whole in time.",
         413: "The body is larger than the server takes, or has too many rows.",
-        415: "Another content type.",
+        415: "Another content type, or another content encoding than gzip and deflate.",
         503: "What keeps this is away. Count on nothing, and send it again.",
     }
     headers = {

@@ -18,14 +18,14 @@ from functools import cache
 import orjson
 from flask import Blueprint, Response, current_app, jsonify, request
 from prometheus_client import Counter
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 from pipeline.broker import WebEvent
 from pipeline.broker.spool import SpoolFull
 from pipeline.observability.logs import logger
 from pipeline.settings import Settings
 from pipeline.web import metrics
-from pipeline.web.bodies import read_body
+from pipeline.web.bodies import read_body, unpack
 from pipeline.wiring import services
 
 log = logger(__name__)
@@ -37,17 +37,22 @@ _TOKEN_HEADERS = ("HTTP_X_API_KEY", "HTTP_X_WEBHOOK_SECRET")  # as WSGI names th
 @blueprint.post("/webhooks/futwork")
 @blueprint.post("/webhooks/futwork/<token>")
 def receive(token: str = "") -> Response:
-    """Answer 200 once the event is durable; 401, 413, 400 (kept all the same) or 503 (kept nowhere) otherwise."""
+    """Answer 200 once the event is durable; 401, 413, 400 or 415 (kept all the same) or 503 if not."""
     config, environ = current_app.config, request.environ
     settings: Settings = config["PIPELINE"]
     if not _knows_token(config["WEBHOOK_TOKENS"], (token, *(environ.get(name, "") for name in _TOKEN_HEADERS))):
         return _answer(401, error="the webhook token is missing or wrong")
+    fault, status = None, 400
     try:
-        body = read_body(settings.webhook_max_bytes)
+        body = packed = read_body(settings.webhook_max_bytes)
+        try:
+            body = unpack(packed, settings.webhook_max_bytes)
+        except (BadRequest, UnsupportedMediaType) as error:
+            fault, status = error.description, error.code
     except RequestEntityTooLarge:
         log.error("an event was too large to take", limit_bytes=settings.webhook_max_bytes)  # noqa: TRY400 - no fault of ours
         return _answer(413, error=f"an event may have {settings.webhook_max_bytes:,} bytes (WEBHOOK_MAX_BYTES)")
-    fault = _fault_of(body)
+    fault = fault or _fault_of(body)
     try:
         waits = _hand_over(settings, WebEvent(body, datetime.now(UTC), fault))
     except SpoolFull as error:
@@ -56,7 +61,7 @@ def receive(token: str = "") -> Response:
     for seconds in waits:
         metrics.HANDOFF_SECONDS.observe(seconds)
     if fault:
-        return _answer(400, error=fault)
+        return _answer(status, error=fault)
     return _accept()
 
 
@@ -93,7 +98,8 @@ def _fault_of(body: bytes) -> str | None:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError:
         try:
-            payload = json.loads(body)  # it takes NaN and lone surrogates, which some senders write and we can read
+            # NaN, halves of surrogate pairs and line ends within a text: some senders write them and we can read them.
+            payload = json.loads(body, strict=False)
         except (ValueError, RecursionError):
             return "the body is not JSON"
     return None if isinstance(payload, dict) else "the body is not a JSON object"

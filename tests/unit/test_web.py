@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -166,7 +168,14 @@ def test_what_is_no_event_is_400_and_kept_whole_with_its_fault(make_client, brok
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"duration": NaN}', b'{"name": "\\ud800"}', b'{"n": 123456789012345678901234567890}']
+    "body",
+    [
+        b'{"duration": NaN}',
+        b'{"name": "\\ud800"}',
+        b'{"n": 123456789012345678901234567890}',
+        b'{"transcript": "agent: Hello\nuser: Yes\tplease"}',
+        b'\xef\xbb\xbf{"status": "ringing"}',
+    ],
 )
 def test_an_object_that_only_some_readers_take_is_an_event(make_client, broker, body):
     assert make_client().post(f"/webhooks/futwork/{TOKEN}", data=body).status_code == 200
@@ -187,6 +196,65 @@ def test_an_event_may_have_as_many_bytes_as_the_setting_says(make_client, broker
     assert len(body) == size
 
     answer = make_client(webhook_max_bytes=1000).post(f"/webhooks/futwork/{TOKEN}", data=body)
+
+    assert answer.status_code == status
+    assert len(broker.events()) == (status == 200)
+
+
+def _raw_deflate(data: bytes) -> bytes:
+    packing = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packing.compress(data) + packing.flush()
+
+
+PACKED = [
+    ("gzip", gzip.compress(EVENT)),
+    ("x-gzip", gzip.compress(EVENT)),
+    ("GZIP ", gzip.compress(EVENT)),
+    ("deflate", zlib.compress(EVENT)),
+    ("deflate", _raw_deflate(EVENT)),
+    ("identity", EVENT),
+    ("", EVENT),
+    ("gzip, gzip", gzip.compress(gzip.compress(EVENT))),
+    ("deflate, gzip", gzip.compress(zlib.compress(EVENT))),
+    ("gzip", EVENT),  # a relay unpacked it and left the header
+    ("br", EVENT),
+]
+
+
+@pytest.mark.parametrize(("encoding", "body"), PACKED)
+def test_a_packed_event_is_handed_over_unpacked(make_client, broker, encoding, body):
+    answer = make_client().post(
+        f"/webhooks/futwork/{TOKEN}", data=body, headers={"Content-Encoding": encoding} if encoding else {}
+    )
+
+    assert answer.status_code == 200
+    assert [(event.body, event.fault) for event in broker.events()] == [(EVENT, None)]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status"),
+    [
+        ("gzip", gzip.compress(EVENT)[:-9], 400),
+        ("gzip", b"\x1f\x8b no gzip", 400),
+        ("deflate", b"", 400),
+        ("br", b"\x0b\x02\x80", 415),
+        ("gzip, zstd", gzip.compress(EVENT), 415),
+    ],
+)
+def test_an_event_that_cannot_be_unpacked_is_kept_packed_with_its_fault(make_client, broker, encoding, body, status):
+    answer = make_client().post(f"/webhooks/futwork/{TOKEN}", data=body, headers={"Content-Encoding": encoding})
+
+    assert answer.status_code == status
+    assert [(event.body, event.fault) for event in broker.events()] == [(body, answer.json["error"])]
+
+
+@pytest.mark.parametrize(("size", "status"), [(1000, 200), (1001, 413)])
+def test_a_packed_event_may_have_as_many_bytes_unpacked_as_one_that_is_not_packed(make_client, broker, size, status):
+    body = gzip.compress(b'{"a": "' + b"x" * (size - 9) + b'"}')
+
+    answer = make_client(webhook_max_bytes=1000).post(
+        f"/webhooks/futwork/{TOKEN}", data=body, headers={"Content-Encoding": "gzip"}
+    )
 
     assert answer.status_code == status
     assert len(broker.events()) == (status == 200)

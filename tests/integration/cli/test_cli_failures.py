@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -182,6 +183,22 @@ cli.main()
     done = subprocess.run([sys.executable, "-m", "command"], cwd=tmp_path, capture_output=True, timeout=patience())
 
     assert (done.returncode, done.stderr.strip()) == (143, b"pipeline: stopped")
+
+
+def test_what_the_terminal_cannot_show_is_printed_as_its_escape(tmp_path):
+    script = """\
+from pipeline import cli
+from pipeline.cli import session
+cli.cli.main = lambda **_: session.console().print("\\u0905 done")
+cli.main()
+"""
+    (tmp_path / "command.py").write_text(script)
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "command.py"], cwd=tmp_path, env=environment, capture_output=True, timeout=patience()
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\u0905 done\n", b"")
 
 
 def test_a_fault_of_ours_is_one_line_and_a_traceback_only_on_demand(run, monkeypatch, story):
