@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from importlib import import_module
 from typing import NoReturn
 
@@ -43,6 +44,7 @@ _COMMANDS = {
 }
 """Each command: the module of this package that defines it, the extras that it needs, and its line in the list."""
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_SECONDS = 30.0  # for the cleaning up after a first Ctrl-C, which a second one must not break off
 
 
@@ -67,7 +69,9 @@ class _Commands(click.Group):
             return None
         module, extras, _ = _COMMANDS[cmd_name]
         require(*extras.split())
-        command: click.Command = getattr(import_module(f"pipeline.cli.{module}"), cmd_name.replace("-", "_"))
+        with _signals_wait():
+            found = import_module(f"pipeline.cli.{module}")
+        command: click.Command = getattr(found, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
@@ -123,6 +127,16 @@ def _print_what_the_terminal_lacks() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Hold back the signals that end a command: an exception in the import of a native module may crash the process."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_orderly_on_signals() -> list[int]:
     """Let SIGTERM and a closed terminal end a command as Ctrl-C does, so that what it started ends with it.
 
@@ -139,7 +153,7 @@ def _end_orderly_on_signals() -> list[int]:
             came_at = time.monotonic()
             raise _Ended
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` wants it so
             signal.signal(number, end)
     return came

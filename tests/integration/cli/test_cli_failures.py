@@ -185,6 +185,23 @@ cli.main()
     assert (done.returncode, done.stderr.strip()) == (143, b"pipeline: stopped")
 
 
+def test_a_signal_waits_for_the_import_of_a_command(tmp_path):
+    """A native module whose import is broken off by an exception may crash the process."""
+    script = """\
+import os, signal, sys
+from pipeline import cli
+def hit(_):
+    os.kill(os.getpid(), signal.SIGTERM); print("imported"); return sys
+cli.import_module = hit
+sys.argv = ["pipeline", "enqueue"]
+cli.main()
+"""
+    (tmp_path / "command.py").write_text(script)
+    done = subprocess.run([sys.executable, "command.py"], cwd=tmp_path, capture_output=True, timeout=patience())
+
+    assert (done.returncode, done.stdout, done.stderr) == (143, b"imported\n", b"pipeline: stopped\n")
+
+
 def test_what_the_terminal_cannot_show_is_printed_as_its_escape(tmp_path):
     script = """\
 from pipeline import cli
