@@ -199,7 +199,7 @@ cli.main()
     (tmp_path / "command.py").write_text(script)
     done = subprocess.run([sys.executable, "command.py"], cwd=tmp_path, capture_output=True, timeout=patience())
 
-    assert (done.returncode, done.stdout, done.stderr) == (143, b"imported\n", b"pipeline: stopped\n")
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (143, b"imported\n", b"pipeline: stopped")
 
 
 def test_what_the_terminal_cannot_show_is_printed_as_its_escape(tmp_path):
